@@ -1,1 +1,3 @@
-//! Lacuna: an inference and sampling server for masked diffusion models, text and image.
+//! Lacuna: an inference and sampling server for masked diffusion models, text and image, that learns from its users.
+
+pub mod diffusion;
