@@ -1,3 +1,7 @@
 //! Lacuna: an inference and sampling server for masked diffusion models, text and image, that learns from its users.
 
 pub mod diffusion;
+pub mod engine;
+pub mod models;
+pub mod store;
+pub mod text;

@@ -1,0 +1,254 @@
+//! What goes into the engine and what comes out: validated parameters, events, results. No channels, no policy.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+/// Who goes first when the device is busy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Priority {
+    /// Somebody waits for it.
+    #[default]
+    Interactive,
+    /// Throughput matters, latency does not.
+    Batch,
+    /// Samples for training; runs in what is left over.
+    Rollout,
+}
+
+/// How a masked text position gets its token and when it commits (`reference` names: LLaDA, Fast-dLLM).
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum TextSampler {
+    /// The most confident positions commit, a fixed number per step (LLaDA `low_confidence`).
+    LowConfidence,
+    /// Random positions commit, a fixed number per step (LLaDA `random`).
+    Random,
+    /// Every position at least this confident commits, and always the best one (Fast-dLLM).
+    Threshold {
+        /// Probability in `(0, 1]`.
+        threshold: f64,
+    },
+}
+
+/// How masked image positions commit.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum ImageSampler {
+    /// Confidence order with annealed Gumbel noise (MaskGIT, MMaDA).
+    Maskgit,
+    /// Ancestral sampling of the absorbing process (MaskGRPO, Alg. 4).
+    Emerge,
+}
+
+/// Share of positions still masked after a share of the steps.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Schedule {
+    /// cos(πr/2).
+    Cosine,
+    /// 1 − r.
+    Linear,
+    /// 1 − r².
+    Pow2,
+}
+
+/// Parameters of a text completion, already validated against the limits.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TextParams {
+    /// Length of the generated canvas.
+    pub max_tokens: usize,
+    /// Forwards over the whole canvas; spread over the blocks.
+    pub steps: usize,
+    /// Length of a semi-autoregressive block; `max_tokens` for one block.
+    pub block_length: usize,
+    /// 0 takes the most likely token.
+    pub temperature: f64,
+    /// Nucleus; 1 is off.
+    pub top_p: f64,
+    /// 0 is off.
+    pub top_k: usize,
+    /// Which positions commit.
+    pub sampler: TextSampler,
+    /// w in (1+w)·conditional − w·unconditional; 0 is off.
+    pub guidance_scale: f64,
+    /// End when EOS and everything before it are committed.
+    pub stop_at_eos: bool,
+    /// Strings that end the text.
+    pub stop: Vec<String>,
+}
+
+/// Parameters of an image, already validated against the limits.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ImageParams {
+    /// Forwards.
+    pub steps: usize,
+    /// w in (1+w)·conditional − w·unconditional; 0 is off.
+    pub guidance_scale: f64,
+    /// Reveal schedule.
+    pub schedule: Schedule,
+    /// maskgit: Gumbel noise on the confidence, annealed to 0; emerge: temperature of the token draw. 0 is greedy.
+    pub temperature: f64,
+    /// Temperature of the token draw; `None`: 1, or 0 when `temperature` is 0.
+    pub token_temperature: Option<f64>,
+    /// Which positions commit.
+    pub sampler: ImageSampler,
+    /// Rows and columns of the token grid.
+    pub grid: (usize, usize),
+    /// Known codes, for inpainting: one entry per grid cell; empty when all are to be drawn.
+    pub initial_codes: Vec<Option<u32>>,
+    /// Send a preview every so many steps; 0 for none.
+    pub preview_every: usize,
+}
+
+/// What to fill.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Prompt {
+    /// Text, tokenised with the model's tokenizer.
+    Text(String),
+    /// Raw ids. For text they are the whole prefix (no layout is added); for images the text before any layout.
+    Ids(Vec<u32>),
+    /// Text with holes: literal pieces and holes of so many tokens each. The canvas is all of it.
+    Template(Vec<TemplatePart>),
+}
+
+/// A piece of a template.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TemplatePart {
+    /// Given text.
+    Text(String),
+    /// So many masked tokens.
+    Hole(usize),
+}
+
+/// Text or image.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Task {
+    /// Complete a text.
+    Text(TextParams),
+    /// Draw an image.
+    Image(ImageParams),
+}
+
+/// One request: `n` completions of a prompt.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Request {
+    /// What to fill.
+    pub prompt: Prompt,
+    /// What to steer away from with guidance; `None` is the model's unconditional layout.
+    pub negative_prompt: Option<Prompt>,
+    /// Text or image, with parameters.
+    pub task: Task,
+    /// Number of completions.
+    pub n: u32,
+    /// Seed of the first completion; the others derive from it.
+    pub seed: u64,
+    /// Scheduling class.
+    pub priority: Priority,
+    /// When it is over, the rest is committed at once ("anytime").
+    pub deadline: Option<Duration>,
+}
+
+/// A position that got its token.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Edit {
+    /// Zero-based within the generated canvas (text) or the grid (image).
+    pub position: usize,
+    /// Token id for text; code for images.
+    pub token: u32,
+    /// Text of the token alone; empty for images.
+    pub text: String,
+    /// Confidence in `[0, 1]` at which it committed.
+    pub confidence: f32,
+}
+
+/// Why a completion ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FinishReason {
+    /// EOS or a stop string; for an image, every code is drawn.
+    Stop,
+    /// The whole canvas is committed without an end.
+    Length,
+    /// The deadline passed; what was left was committed in one step.
+    Deadline,
+}
+
+/// A finished completion, text or image.
+#[derive(Debug, Clone)]
+pub struct Finished {
+    /// Which of the `n`.
+    pub index: u32,
+    /// Its id, UUIDv7.
+    pub id: Uuid,
+    /// Its seed.
+    pub seed: u64,
+    /// Why it ended.
+    pub finish_reason: FinishReason,
+    /// Ids of the prompt as the model saw it, layout included.
+    pub prompt_ids: Vec<u32>,
+    /// Text: generated ids (up to and without EOS unless `stop_at_eos` was off). Image: codes, row by row.
+    pub tokens: Vec<u32>,
+    /// Step at which each of `tokens` was committed; −1 when it was given.
+    pub commit_steps: Vec<i32>,
+    /// Log-probability of each of `tokens` when it was committed; 0 when it was given.
+    pub logprobs: Vec<f32>,
+    /// The text; empty for images.
+    pub text: String,
+    /// Forwards this completion took part in.
+    pub steps: u32,
+    /// Rows evaluated for it, guidance included.
+    pub positions_evaluated: u64,
+    /// Waiting time before its first step.
+    pub queued: Duration,
+    /// Time from its first step to its last.
+    pub denoising: Duration,
+}
+
+/// What a client hears of its request, in order. `Step`, `Block` and `Preview` may be dropped for a slow client;
+/// `Finished`, `Done` and `Failed` never are.
+#[derive(Debug, Clone)]
+pub enum Event {
+    /// Accepted; so many canvases are ahead.
+    Queued {
+        /// Canvases waiting or running before this one.
+        ahead: usize,
+    },
+    /// A step of one completion.
+    Step {
+        /// Which of the `n`.
+        index: u32,
+        /// Zero-based step.
+        step: u32,
+        /// Steps planned in all.
+        steps: u32,
+        /// Newly committed positions.
+        edits: Vec<Edit>,
+        /// Append-only: text that is final since the last event (empty for images).
+        committed: String,
+    },
+    /// A block of text is complete.
+    Block {
+        /// Which of the `n`.
+        index: u32,
+        /// Zero-based block.
+        block: u32,
+    },
+    /// An image as far as it is known; masked cells are blank.
+    Preview {
+        /// Which of the `n`.
+        index: u32,
+        /// Zero-based step.
+        step: u32,
+        /// Codes; `None` where masked.
+        codes: Vec<Option<u32>>,
+    },
+    /// One completion is ready.
+    Finished(Box<Finished>),
+    /// All are; nothing follows.
+    Done,
+    /// The request failed; nothing follows.
+    Failed(super::EngineError),
+}

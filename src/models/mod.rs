@@ -1,0 +1,174 @@
+//! Weights to logits: the [`Backbone`] every model family implements, and what a loaded [`Model`] consists of.
+//!
+//! Lives here: tensors, layers, weights, family layouts, image codecs. Does not: sampling, batching policy, HTTP.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use candle_core::Tensor;
+use image::RgbImage;
+
+use crate::text::Tokenizer;
+
+pub mod nn;
+
+/// Why a model could not be loaded or run.
+#[derive(Debug, thiserror::Error)]
+pub enum ModelError {
+    /// The device or a kernel refused an operation.
+    #[error("tensor operation failed: {0}")]
+    Tensor(#[from] candle_core::Error),
+    /// A configuration field has a value that this build does not support.
+    #[error("config.json: {field} = {actual} is not supported: {hint}")]
+    Config {
+        /// Name of the field, as in the file.
+        field: &'static str,
+        /// The value found.
+        actual: String,
+        /// What would be supported.
+        hint: String,
+    },
+    /// The weights do not match the configuration.
+    #[error("weights: {0}")]
+    Weights(String),
+    /// The tokenizer could not be read.
+    #[error("tokenizer: {0}")]
+    Tokenizer(String),
+    /// A batch, a code or an image is malformed; a bug of the caller, reported rather than trusted.
+    #[error("invalid input: {0}")]
+    Input(String),
+}
+
+/// The rows of one sequence inside a [`Packed`] batch. Positions count from 0 within the span.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Span {
+    /// First row.
+    pub start: usize,
+    /// Number of rows.
+    pub len: usize,
+}
+
+/// Many sequences of different lengths, one after another, without padding.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Packed {
+    /// Token ids `(rows)`; masked positions carry the mask id.
+    pub ids: Vec<u32>,
+    /// The sequences: contiguous, in order, covering all rows. Attention never crosses a span.
+    pub spans: Vec<Span>,
+    /// Rows whose final hidden state is wanted, strictly ascending. The last layer runs only for these.
+    pub needed: Vec<u32>,
+}
+
+impl Packed {
+    /// Appends a sequence; `needed` are positions within it (ascending). Returns its span.
+    pub fn push(&mut self, ids: &[u32], needed: impl IntoIterator<Item = u32>) -> Span {
+        let start = self.ids.len();
+        self.ids.extend_from_slice(ids);
+        self.needed.extend(needed.into_iter().map(|position| position + start as u32));
+        let span = Span { start, len: ids.len() };
+        self.spans.push(span);
+        span
+    }
+
+    /// Number of rows.
+    #[must_use]
+    pub fn rows(&self) -> usize {
+        self.ids.len()
+    }
+}
+
+/// The image side of a model.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ImageSpec {
+    /// Token ids of the codebook; a code is an id minus the start of this range.
+    pub codes: Range<u32>,
+    /// Rows and columns of the default token grid.
+    pub grid: (usize, usize),
+}
+
+/// What the rest of the server must know of a model.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ModelSpec {
+    /// Served name, such as `starter`.
+    pub name: String,
+    /// Rows of the embedding table.
+    pub vocab_size: usize,
+    /// Token ids that text may consist of; the head is evaluated on these for text positions.
+    pub text_ids: Range<u32>,
+    /// The image side, when the model has one.
+    pub image: Option<ImageSpec>,
+    /// The mask token. It is an input only: it is never sampled.
+    pub mask_id: u32,
+    /// Ids that end a text. The first is the one that fills the canvas after the end.
+    pub eos_ids: Vec<u32>,
+    /// Ids below `text_ids.end` that must never be sampled (mask, layout markers).
+    pub banned_ids: Vec<u32>,
+    /// Longest sequence the model was made for, prompt and layout included.
+    pub max_positions: usize,
+    /// Hidden size.
+    pub d_model: usize,
+    /// Number of layers.
+    pub n_layers: usize,
+    /// Number of parameters.
+    pub parameters: usize,
+    /// SHA-256 of the weights, hexadecimal: which base a completion or an adapter belongs to.
+    pub sha256: String,
+}
+
+/// A masked diffusion transformer: packed token rows to hidden states, and hidden states to logits.
+///
+/// Every row's result must depend on its own span only, bit for bit, however many rows ride along (DESIGN §4,
+/// "exactness"); implementations pad single-row matrix products to two rows where the kernel would change.
+pub trait Backbone: Send + Sync {
+    /// What it is.
+    fn spec(&self) -> &ModelSpec;
+
+    /// Final, normalised hidden states of `packed.needed`, `(needed, d_model)`, on the model's device.
+    ///
+    /// # Errors
+    /// When the batch is malformed or the device fails.
+    fn forward(&self, packed: &Packed) -> Result<Tensor, ModelError>;
+
+    /// Logits in f32 of `hidden` `(n, d_model)` for the ids of `vocab`: `(n, vocab.len())`.
+    ///
+    /// # Errors
+    /// When shapes do not fit or the device fails.
+    fn logits(&self, hidden: &Tensor, vocab: Range<u32>) -> Result<Tensor, ModelError>;
+}
+
+/// Where a prompt and the masked positions go in a family's sequences.
+pub trait Layout: Send + Sync {
+    /// The ids before the generated text, for a prompt of `prompt` ids.
+    fn text_prefix(&self, prompt: &[u32]) -> Vec<u32>;
+
+    /// The ids before and after the image codes for a prompt; an empty prompt is the unconditional layout.
+    fn image_frame(&self, prompt: &[u32]) -> (Vec<u32>, Vec<u32>);
+}
+
+/// Discrete codes to pixels and back.
+pub trait ImageCodec: Send + Sync {
+    /// The picture of a grid of codes (row by row).
+    ///
+    /// # Errors
+    /// When a code is outside the codebook or the grid does not fit.
+    fn decode(&self, codes: &[u32], grid: (usize, usize)) -> Result<RgbImage, ModelError>;
+
+    /// The codes of a picture (resized to the grid's size).
+    ///
+    /// # Errors
+    /// When the picture cannot be encoded.
+    fn encode(&self, image: &RgbImage, grid: (usize, usize)) -> Result<Vec<u32>, ModelError>;
+}
+
+/// Everything that serving a model needs. Cheap to clone; the weights are shared.
+#[derive(Clone)]
+pub struct Model {
+    /// The transformer.
+    pub backbone: Arc<dyn Backbone>,
+    /// Text to ids and back.
+    pub tokenizer: Arc<Tokenizer>,
+    /// Sequence layout of the family.
+    pub layout: Arc<dyn Layout>,
+    /// Image codec, when the model draws.
+    pub codec: Option<Arc<dyn ImageCodec>>,
+}

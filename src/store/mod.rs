@@ -1,0 +1,210 @@
+//! The log: every completion and what people said of it. One [`Store`] trait; SQLite implements it.
+//!
+//! Lives here: rows, durability, migrations. Does not: tensors, HTTP, the engine. Ids of prompts are data; raw user
+//! ids are not: only their hash is ever stored.
+
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+/// Why the log could not be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The feedback names a completion that is not in the log.
+    #[error("completion {0} is not in the log")]
+    UnknownCompletion(Uuid),
+    /// The idempotency key was used with another body.
+    #[error("idempotency key was already used with another body; use a new key for a new request")]
+    IdempotencyMismatch,
+    /// The writer's queue is full.
+    #[error("the log's write queue is full ({limit} rows waiting); retry later")]
+    Full {
+        /// Rows that may wait.
+        limit: usize,
+    },
+    /// The database failed.
+    #[error("the log's database failed: {0}")]
+    Database(String),
+}
+
+/// Text or image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Kind {
+    /// Text tokens.
+    Text,
+    /// Image codes.
+    Image,
+}
+
+/// One completion, as it is kept.
+#[derive(Debug, Clone, PartialEq)]
+pub struct CompletionRow {
+    /// UUIDv7.
+    pub id: Uuid,
+    /// Shared by the completions of one request.
+    pub group: Uuid,
+    /// Which of the `n`.
+    pub index: u32,
+    /// Text or image.
+    pub kind: Kind,
+    /// Served model name.
+    pub model: String,
+    /// SHA-256 of the base weights.
+    pub base_sha256: String,
+    /// `name@version`.
+    pub adapter: String,
+    /// The prompt as sent (text, template or messages rendered to text); `None` when raw ids were sent.
+    pub prompt: Option<String>,
+    /// Ids the model saw before and around the generated positions.
+    pub prompt_ids: Vec<u32>,
+    /// Generated ids, or image codes row by row.
+    pub tokens: Vec<u32>,
+    /// Step at which each token was committed; −1 when it was given.
+    pub commit_steps: Vec<i32>,
+    /// Log-probability of each token when it was committed.
+    pub logprobs: Vec<f32>,
+    /// Decoded text; empty for images.
+    pub text: String,
+    /// Token grid of an image, (rows, columns).
+    pub grid: Option<(u32, u32)>,
+    /// Sampler settings as JSON.
+    pub params: serde_json::Value,
+    /// Seed of this completion.
+    pub seed: u64,
+    /// `stop`, `length`, `deadline`.
+    pub finish_reason: String,
+    /// Forwards.
+    pub steps: u32,
+    /// Rows evaluated.
+    pub positions_evaluated: u64,
+    /// Waiting time, milliseconds.
+    pub queue_ms: f64,
+    /// Denoising time, milliseconds.
+    pub denoise_ms: f64,
+    /// Keyed hash of the end user's id.
+    pub subject_hash: Option<Vec<u8>>,
+    /// Client's own key-value pairs.
+    pub metadata: serde_json::Value,
+    /// Creation time, microseconds since the epoch.
+    pub created_us: i64,
+}
+
+/// The value of a rating.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Value {
+    /// Thumbs.
+    Bool(bool),
+    /// A finite score.
+    Number(f64),
+    /// A comment or correction.
+    Text(String),
+}
+
+/// A rating to be stored.
+#[derive(Debug, Clone, PartialEq)]
+pub struct NewFeedback {
+    /// What is rated.
+    pub completion: Uuid,
+    /// Name of the metric, such as `thumbs`.
+    pub metric: String,
+    /// The rating.
+    pub value: Value,
+    /// Keyed hash of the rater's id.
+    pub subject_hash: Option<Vec<u8>>,
+    /// Client's idempotency key.
+    pub idempotency_key: Option<String>,
+    /// SHA-256 of the request body, to tell a retry from a reuse of the key.
+    pub body_sha256: Vec<u8>,
+}
+
+/// What is answered to a rating; it is on stable storage by then.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FeedbackAck {
+    /// UUIDv7.
+    pub id: Uuid,
+    /// Adapter that made the rated completion.
+    pub adapter: String,
+    /// The same request had been stored before; this is its first answer.
+    pub replayed: bool,
+}
+
+/// A stored rating.
+#[derive(Debug, Clone, PartialEq)]
+pub struct FeedbackRow {
+    /// UUIDv7.
+    pub id: Uuid,
+    /// What is rated.
+    pub completion: Uuid,
+    /// Name of the metric.
+    pub metric: String,
+    /// The rating.
+    pub value: Value,
+    /// Creation time, microseconds since the epoch.
+    pub created_us: i64,
+}
+
+/// Counts for `/info` and start-up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct StoreCounts {
+    /// Completions in the log.
+    pub completions: u64,
+    /// Ratings in the log.
+    pub feedback: u64,
+}
+
+/// The log. Implementations are shared between tasks; every method may wait for the disk.
+#[async_trait]
+pub trait Store: Send + Sync {
+    /// Appends completions. They can be rated as soon as this returns.
+    ///
+    /// # Errors
+    /// `Full` or `Database`.
+    async fn record(&self, rows: Vec<CompletionRow>) -> Result<(), StoreError>;
+
+    /// One completion, or `None` when it is not in the log.
+    ///
+    /// # Errors
+    /// `Database`.
+    async fn completion(&self, id: Uuid) -> Result<Option<CompletionRow>, StoreError>;
+
+    /// Removes a completion and its ratings. False when it was not in the log.
+    ///
+    /// # Errors
+    /// `Full` or `Database`.
+    async fn delete_completion(&self, id: Uuid) -> Result<bool, StoreError>;
+
+    /// Stores a rating and returns once it is on stable storage.
+    ///
+    /// # Errors
+    /// `UnknownCompletion`, `IdempotencyMismatch`, `Full` or `Database`.
+    async fn add_feedback(&self, feedback: NewFeedback) -> Result<FeedbackAck, StoreError>;
+
+    /// Effective ratings of a completion: the newest per metric and subject.
+    ///
+    /// # Errors
+    /// `Database`.
+    async fn feedback_of(&self, completion: Uuid) -> Result<Vec<FeedbackRow>, StoreError>;
+
+    /// Takes a rating back. False when it was not in the log.
+    ///
+    /// # Errors
+    /// `Full` or `Database`.
+    async fn delete_feedback(&self, id: Uuid) -> Result<bool, StoreError>;
+
+    /// How much is in it.
+    ///
+    /// # Errors
+    /// `Database`.
+    async fn counts(&self) -> Result<StoreCounts, StoreError>;
+
+    /// A round trip to the database; for `/ready`.
+    ///
+    /// # Errors
+    /// `Database`.
+    async fn ping(&self) -> Result<(), StoreError>;
+
+    /// Writes what is pending and closes the database.
+    async fn close(&self);
+}
