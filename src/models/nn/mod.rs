@@ -1,1 +1,41 @@
-//! Layers and kernels.
+//! The layers: linear, RMSNorm, SwiGLU, rotary attention over ragged spans, token log-probabilities.
+//!
+//! Every fused operation comes in one CPU kernel with its own backward pass, so that serving and training run the
+//! same forward bit for bit, and in one composition of candle's differentiable operations for other devices, which
+//! is also the reference of the tests. candle's own fused operations (`softmax_last_dim`, `rms_norm`, `rope`) are
+//! not used: they have no backward pass and cut gradients without an error.
+
+use candle_core::{CpuStorage, Layout, Result};
+
+pub mod attention;
+pub mod elementwise;
+pub mod gemm;
+pub mod linear;
+pub mod norm;
+pub mod swiglu;
+pub mod token_logprob;
+
+pub use linear::{Linear, Precision};
+
+/// The values of a contiguous f32 tensor on the CPU.
+pub(crate) fn slice<'a>(storage: &'a CpuStorage, layout: &Layout, what: &'static str) -> Result<&'a [f32]> {
+    let (from, to) = layout
+        .contiguous_offsets()
+        .ok_or_else(|| candle_core::Error::Msg(format!("{what}: the tensor must be contiguous")))?;
+    Ok(&storage.as_slice::<f32>()?[from..to])
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use candle_core::{Result, Tensor};
+
+    /// Fails unless all values agree within `tolerance`, relative to the larger of 1 and the value.
+    pub(crate) fn close(a: &Tensor, b: &Tensor, tolerance: f32) -> Result<()> {
+        assert_eq!(a.dims(), b.dims());
+        let (a, b) = (a.flatten_all()?.to_vec1::<f32>()?, b.flatten_all()?.to_vec1::<f32>()?);
+        for (i, (a, b)) in a.iter().zip(&b).enumerate() {
+            assert!((a - b).abs() <= tolerance * b.abs().max(1.0), "value {i}: {a} and {b}");
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,236 @@
+//! The CPU loops of attention. One head at a time, everything padded to whole vectors of [`LANES`] values with
+//! zeros, and every sum in an order that does not depend on how many rows are computed together.
+
+use std::ops::Range;
+
+use multiversion::multiversion;
+
+use super::{AttentionPlan, AttentionSpan};
+use crate::models::nn::elementwise;
+
+/// Width to which rows are padded: two AVX-512 vectors.
+const LANES: usize = 32;
+/// Rows computed together, so that a load of the right operand serves several.
+const ROWS: usize = 4;
+
+/// Keys and values of one key/value head of one span, laid out for the loops.
+pub(super) struct Head {
+    /// Rotated keys, transposed: `(head_dim, keys padded)`.
+    keys_t: Vec<f32>,
+    /// Values `(keys, head_dim padded)`.
+    values: Vec<f32>,
+    keys: usize,
+}
+
+fn padded(n: usize) -> usize {
+    n.next_multiple_of(LANES)
+}
+
+/// Lays out all key/value heads of a span.
+pub(super) fn heads(plan: &AttentionPlan, span: &AttentionSpan, kv: &[f32]) -> Vec<Head> {
+    (0..plan.n_kv_heads)
+        .map(|head| {
+            let keys = rotated_keys(plan, span, kv, head);
+            let values = gather(kv, plan.kv_width(), span.keys.clone(), value_column(plan, head), plan.head_dim);
+            Head { keys_t: transpose(&keys, span.keys.len(), plan.head_dim), values, keys: span.keys.len() }
+        })
+        .collect()
+}
+
+/// Attention of query rows `rows` (one span's) over `heads`; `out` holds just these rows.
+pub(super) fn attend(plan: &AttentionPlan, heads: &[Head], rows: Range<usize>, q: &[f32], out: &mut [f32]) {
+    let (n, d, d_pad) = (rows.len(), plan.head_dim, padded(plan.head_dim));
+    let keys_pad = padded(heads.first().map_or(0, |h| h.keys));
+    let mut scores = vec![0.0; n * keys_pad];
+    let mut mixed = vec![0.0; n * d_pad];
+    for head in 0..plan.n_heads {
+        let kv = &heads[head / (plan.n_heads / plan.n_kv_heads)];
+        let queries = rotated_queries(plan, rows.clone(), q, head);
+        product(&queries, (d_pad, 1), n, d, &kv.keys_t, keys_pad, &mut scores);
+        for row in scores.chunks_exact_mut(keys_pad) {
+            elementwise::softmax(&mut row[..kv.keys]);
+        }
+        product(&scores, (keys_pad, 1), n, kv.keys, &kv.values, d_pad, &mut mixed);
+        scatter(&mixed, d_pad, out, plan.q_width(), head * d, d);
+    }
+}
+
+/// Gradients of one span: `dq` and `dkv` hold just its rows, zeroed.
+pub(super) fn backward(
+    plan: &AttentionPlan,
+    span: &AttentionSpan,
+    q: &[f32],
+    kv: &[f32],
+    grad: &[f32],
+    dq: &mut [f32],
+    dkv: &mut [f32],
+) {
+    let (n, keys, d) = (span.queries.len(), span.keys.len(), plan.head_dim);
+    let (d_pad, keys_pad) = (padded(d), padded(keys));
+    let mut scores = vec![0.0; n * keys_pad];
+    let mut d_scores = vec![0.0; n * keys_pad];
+    let mut d_queries = vec![0.0; n * d_pad];
+    let mut d_rows = vec![0.0; keys * d_pad];
+    for head in 0..plan.n_heads {
+        let kv_head = head / (plan.n_heads / plan.n_kv_heads);
+        let queries = rotated_queries(plan, span.queries.clone(), q, head);
+        let k = rotated_keys(plan, span, kv, kv_head);
+        let v = gather(kv, plan.kv_width(), span.keys.clone(), value_column(plan, kv_head), d);
+        let g = gather(grad, plan.q_width(), span.queries.clone(), head * d, d);
+        // Forward again: P = softmax(QKᵀ); queries are already scaled.
+        product(&queries, (d_pad, 1), n, d, &transpose(&k, keys, d), keys_pad, &mut scores);
+        for row in scores.chunks_exact_mut(keys_pad) {
+            elementwise::softmax(&mut row[..keys]);
+            row[keys..].fill(0.0);
+        }
+        // dP = dO·Vᵀ, dS = P ⊙ (dP − Σ P dP).
+        product(&g, (d_pad, 1), n, d, &transpose(&v, keys, d), keys_pad, &mut d_scores);
+        for (p, dp) in scores.chunks_exact(keys_pad).zip(d_scores.chunks_exact_mut(keys_pad)) {
+            elementwise::softmax_backward(p, dp);
+        }
+        // dQ = dS·K (rotated back, scaled), dK = dSᵀ·Q (rotated back), dV = Pᵀ·dO.
+        product(&d_scores, (keys_pad, 1), n, keys, &k, d_pad, &mut d_queries);
+        unrotate(plan, &mut d_queries, d_pad, |row| plan.positions[span.queries.start + row] as usize);
+        for (row, out) in d_queries.chunks_exact(d_pad).zip(dq.chunks_exact_mut(plan.q_width())) {
+            for (o, &x) in out[head * d..(head + 1) * d].iter_mut().zip(row) {
+                *o = x * plan.scale();
+            }
+        }
+        product(&d_scores, (1, keys_pad), keys, n, &queries, d_pad, &mut d_rows);
+        unrotate(plan, &mut d_rows, d_pad, |row| row);
+        accumulate(&d_rows, d_pad, dkv, plan.kv_width(), kv_head * d, d);
+        product(&scores, (1, keys_pad), keys, n, &g, d_pad, &mut d_rows);
+        accumulate(&d_rows, d_pad, dkv, plan.kv_width(), value_column(plan, kv_head), d);
+    }
+}
+
+fn value_column(plan: &AttentionPlan, kv_head: usize) -> usize {
+    (plan.n_kv_heads + kv_head) * plan.head_dim
+}
+
+/// Scaled, rotated queries of one head `(rows, head_dim padded)`.
+fn rotated_queries(plan: &AttentionPlan, rows: Range<usize>, q: &[f32], head: usize) -> Vec<f32> {
+    let d = plan.head_dim;
+    let mut out = gather(q, plan.q_width(), rows.clone(), head * d, d);
+    for (row, at) in out.chunks_exact_mut(padded(d)).zip(rows) {
+        let (cos, sin) = plan.rope.at(plan.positions[at] as usize);
+        rotate(row, cos, sin);
+        for x in row {
+            *x *= plan.scale();
+        }
+    }
+    out
+}
+
+/// Rotated keys of one head `(keys, head_dim padded)`.
+fn rotated_keys(plan: &AttentionPlan, span: &AttentionSpan, kv: &[f32], head: usize) -> Vec<f32> {
+    let d = plan.head_dim;
+    let mut out = gather(kv, plan.kv_width(), span.keys.clone(), head * d, d);
+    for (position, row) in out.chunks_exact_mut(padded(d)).enumerate() {
+        let (cos, sin) = plan.rope.at(position);
+        rotate(row, cos, sin);
+    }
+    out
+}
+
+/// Half-split (NeoX) rotation of one row.
+fn rotate(row: &mut [f32], cos: &[f32], sin: &[f32]) {
+    let (first, second) = row.split_at_mut(cos.len());
+    for (((a, b), &c), &s) in first.iter_mut().zip(second).zip(cos).zip(sin) {
+        (*a, *b) = (*a * c - *b * s, *b * c + *a * s);
+    }
+}
+
+/// The transposed rotation: the gradient before the rotation.
+fn unrotate(plan: &AttentionPlan, rows: &mut [f32], width: usize, position: impl Fn(usize) -> usize) {
+    for (i, row) in rows.chunks_exact_mut(width).enumerate() {
+        let (cos, sin) = plan.rope.at(position(i));
+        let (first, second) = row.split_at_mut(cos.len());
+        for (((a, b), &c), &s) in first.iter_mut().zip(second).zip(cos).zip(sin) {
+            (*a, *b) = (*a * c + *b * s, *b * c - *a * s);
+        }
+    }
+}
+
+/// Columns `column..column + d` of some rows, padded.
+fn gather(x: &[f32], width: usize, rows: Range<usize>, column: usize, d: usize) -> Vec<f32> {
+    let mut out = vec![0.0; rows.len() * padded(d)];
+    for (out, at) in out.chunks_exact_mut(padded(d)).zip(rows) {
+        out[..d].copy_from_slice(&x[at * width + column..][..d]);
+    }
+    out
+}
+
+fn scatter(rows: &[f32], row_width: usize, out: &mut [f32], width: usize, column: usize, d: usize) {
+    for (row, out) in rows.chunks_exact(row_width).zip(out.chunks_exact_mut(width)) {
+        out[column..column + d].copy_from_slice(&row[..d]);
+    }
+}
+
+fn accumulate(rows: &[f32], row_width: usize, out: &mut [f32], width: usize, column: usize, d: usize) {
+    for (row, out) in rows.chunks_exact(row_width).zip(out.chunks_exact_mut(width)) {
+        for (o, &x) in out[column..column + d].iter_mut().zip(row) {
+            *o += x;
+        }
+    }
+}
+
+/// `(n, d padded)` to `(d, n padded)`.
+fn transpose(x: &[f32], n: usize, d: usize) -> Vec<f32> {
+    let n_pad = padded(n);
+    let mut out = vec![0.0; d * n_pad];
+    for (i, row) in x.chunks_exact(padded(d)).enumerate() {
+        for (j, &value) in row[..d].iter().enumerate() {
+            out[j * n_pad + i] = value;
+        }
+    }
+    out
+}
+
+/// out `(m, n)` = a `(m, k)` · b `(k, n)` with n a multiple of [`LANES`]; a's element (i, j) is at
+/// `i·strides.0 + j·strides.1`. Each output is summed over k in order, whatever m is.
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
+fn product(a: &[f32], strides: (usize, usize), m: usize, k: usize, b: &[f32], n: usize, out: &mut [f32]) {
+    let mut i = 0;
+    while i + ROWS <= m {
+        for column in (0..n).step_by(LANES) {
+            tile::<ROWS>(a, strides, i, k, b, n, column, out);
+        }
+        i += ROWS;
+    }
+    for i in i..m {
+        for column in (0..n).step_by(LANES) {
+            tile::<1>(a, strides, i, k, b, n, column, out);
+        }
+    }
+}
+
+#[inline(always)]
+#[expect(clippy::too_many_arguments, reason = "the innermost tile of `product`, inlined into it")]
+fn tile<const R: usize>(
+    a: &[f32],
+    strides: (usize, usize),
+    row: usize,
+    k: usize,
+    b: &[f32],
+    n: usize,
+    column: usize,
+    out: &mut [f32],
+) {
+    let mut sums = [[0.0f32; LANES]; R];
+    for j in 0..k {
+        let b: &[f32; LANES] = match b[j * n + column..].first_chunk() {
+            Some(b) => b,
+            None => return,
+        };
+        for (r, sums) in sums.iter_mut().enumerate() {
+            let a = a[(row + r) * strides.0 + j * strides.1];
+            for lane in 0..LANES {
+                sums[lane] += a * b[lane];
+            }
+        }
+    }
+    for (r, sums) in sums.iter().enumerate() {
+        out[(row + r) * n + column..][..LANES].copy_from_slice(sums);
+    }
+}

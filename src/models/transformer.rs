@@ -1,0 +1,284 @@
+//! The bidirectional transformer shared by the model families: RMSNorm, rotary attention, SwiGLU, no causal mask.
+//!
+//! One struct serves and trains: built on plain tensors it serves, built on tracked variables it is differentiable.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use candle_core::{DType, Device, Tensor};
+use serde::{Deserialize, Serialize};
+
+use super::nn::attention::{AttentionPlan, AttentionSpan, RopeTable, attention};
+use super::nn::norm::rms_norm;
+use super::nn::swiglu::swiglu;
+use super::nn::{Linear, Precision};
+use super::{ModelError, Packed};
+
+/// Shape of a transformer; field names as in the checkpoints' `config.json` (LLaDA).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TransformerConfig {
+    /// Hidden size.
+    pub d_model: usize,
+    /// Layers.
+    pub n_layers: usize,
+    /// Query heads; `d_model / n_heads` is the head width.
+    pub n_heads: usize,
+    /// Key/value heads.
+    pub n_kv_heads: usize,
+    /// Inner width of the feed-forward layer.
+    pub mlp_hidden_size: usize,
+    /// Rows of the embedding table.
+    pub embedding_size: usize,
+    /// Longest sequence.
+    pub max_sequence_length: usize,
+    /// ε of every RMSNorm.
+    pub rms_norm_eps: f64,
+    /// Base of the rotary angles.
+    pub rope_theta: f64,
+    /// The head is the embedding table.
+    pub weight_tying: bool,
+}
+
+impl TransformerConfig {
+    /// Width of a head.
+    #[must_use]
+    pub fn head_dim(&self) -> usize {
+        self.d_model / self.n_heads.max(1)
+    }
+
+    /// Refuses shapes that cannot work.
+    ///
+    /// # Errors
+    /// Names the field.
+    pub fn validate(&self) -> Result<(), ModelError> {
+        let refuse = |field, actual: usize, hint: &str| {
+            Err(ModelError::Config { field, actual: actual.to_string(), hint: hint.to_owned() })
+        };
+        if self.n_heads == 0 || self.d_model % self.n_heads != 0 || self.head_dim() % 2 != 0 {
+            return refuse("n_heads", self.n_heads, "it must divide d_model into heads of even width");
+        }
+        if self.n_kv_heads == 0 || self.n_heads % self.n_kv_heads != 0 {
+            return refuse("n_kv_heads", self.n_kv_heads, "it must divide n_heads");
+        }
+        if self.n_layers == 0 || self.embedding_size == 0 || self.mlp_hidden_size == 0 {
+            return refuse("n_layers", self.n_layers, "layers, embedding rows and MLP width must be at least 1");
+        }
+        Ok(())
+    }
+
+    /// Name and shape of every tensor, LLaDA's names, in the order of the forward pass.
+    #[must_use]
+    pub fn tensors(&self) -> Vec<(String, Vec<usize>)> {
+        let (d, ff, kv) = (self.d_model, self.mlp_hidden_size, self.n_kv_heads * self.head_dim());
+        let mut out = vec![(EMBEDDING.to_owned(), vec![self.embedding_size, d])];
+        for i in 0..self.n_layers {
+            out.extend([
+                (block(i, "attn_norm"), vec![d]),
+                (block(i, "q_proj"), vec![d, d]),
+                (block(i, "k_proj"), vec![kv, d]),
+                (block(i, "v_proj"), vec![kv, d]),
+                (block(i, "attn_out"), vec![d, d]),
+                (block(i, "ff_norm"), vec![d]),
+                (block(i, "ff_proj"), vec![ff, d]),
+                (block(i, "up_proj"), vec![ff, d]),
+                (block(i, "ff_out"), vec![d, ff]),
+            ]);
+        }
+        out.push((FINAL_NORM.to_owned(), vec![d]));
+        if !self.weight_tying {
+            out.push((HEAD.to_owned(), vec![self.embedding_size, d]));
+        }
+        out
+    }
+}
+
+/// Name of the embedding table.
+pub const EMBEDDING: &str = "model.transformer.wte.weight";
+/// Name of the head.
+pub const HEAD: &str = "model.transformer.ff_out.weight";
+const FINAL_NORM: &str = "model.transformer.ln_f.weight";
+
+fn block(i: usize, part: &str) -> String {
+    format!("model.transformer.blocks.{i}.{part}.weight")
+}
+
+struct Block {
+    attn_norm: Tensor,
+    q: Linear,
+    /// Keys, then values: one product.
+    kv: Linear,
+    attn_out: Linear,
+    ff_norm: Tensor,
+    /// Gate, then up: one product.
+    gate_up: Linear,
+    ff_out: Linear,
+}
+
+/// The transformer. Weights are shared tensors.
+pub struct Transformer {
+    config: TransformerConfig,
+    embedding: Tensor,
+    blocks: Vec<Block>,
+    final_norm: Tensor,
+    head: Tensor,
+    precision: Precision,
+    rope: Arc<RopeTable>,
+}
+
+impl Transformer {
+    /// Builds it from named tensors (see [`TransformerConfig::tensors`]).
+    ///
+    /// # Errors
+    /// When a tensor is missing or mis-shaped.
+    pub fn new(
+        config: TransformerConfig,
+        precision: Precision,
+        mut tensor: impl FnMut(&str) -> Option<Tensor>,
+    ) -> Result<Self, ModelError> {
+        config.validate()?;
+        let mut named = std::collections::HashMap::new();
+        for (name, shape) in config.tensors() {
+            let found = tensor(&name).ok_or_else(|| ModelError::Weights(format!("tensor {name} is missing")))?;
+            if found.dims() != shape {
+                let actual = found.dims();
+                return Err(ModelError::Weights(format!("tensor {name} has shape {actual:?}, expected {shape:?}")));
+            }
+            named.insert(name, found);
+        }
+        let get = |name: &str| {
+            named.get(name).cloned().ok_or_else(|| ModelError::Weights(format!("tensor {name} is missing")))
+        };
+        let linear = |i: usize, parts: &[&str]| -> Result<Linear, ModelError> {
+            let weights = parts.iter().map(|part| get(&block(i, part))).collect::<Result<Vec<_>, _>>()?;
+            let weight = if weights.len() == 1 { weights[0].clone() } else { Tensor::cat(&weights, 0)? };
+            Ok(Linear::new(weight, None, precision))
+        };
+        let blocks = (0..config.n_layers)
+            .map(|i| {
+                Ok(Block {
+                    attn_norm: get(&block(i, "attn_norm"))?,
+                    q: linear(i, &["q_proj"])?,
+                    kv: linear(i, &["k_proj", "v_proj"])?,
+                    attn_out: linear(i, &["attn_out"])?,
+                    ff_norm: get(&block(i, "ff_norm"))?,
+                    gate_up: linear(i, &["ff_proj", "up_proj"])?,
+                    ff_out: linear(i, &["ff_out"])?,
+                })
+            })
+            .collect::<Result<Vec<_>, ModelError>>()?;
+        let embedding = get(EMBEDDING)?;
+        let head = if config.weight_tying { embedding.clone() } else { get(HEAD)? };
+        let rope = Arc::new(RopeTable::new(config.max_sequence_length, config.head_dim(), config.rope_theta));
+        Ok(Self { blocks, final_norm: get(FINAL_NORM)?, embedding, head, precision, rope, config })
+    }
+
+    /// Its shape.
+    #[must_use]
+    pub fn config(&self) -> &TransformerConfig {
+        &self.config
+    }
+
+    /// The device its weights are on.
+    #[must_use]
+    pub fn device(&self) -> &Device {
+        self.embedding.device()
+    }
+
+    /// Final, normalised hidden states of `packed.needed` `(needed, d_model)`.
+    ///
+    /// # Errors
+    /// When the batch does not fit the model or the device fails.
+    pub fn hidden(&self, packed: &Packed) -> Result<Tensor, ModelError> {
+        self.check(packed)?;
+        let device = self.device();
+        let ids = Tensor::from_slice(&packed.ids, packed.rows(), device)?;
+        let mut x = self.embedding.index_select(&ids, 0)?;
+        let (full, pruned) = (Arc::new(self.plan(packed, false)), Arc::new(self.plan(packed, true)));
+        let needed = Tensor::from_slice(&packed.needed, packed.needed.len(), device)?;
+        for (i, block) in self.blocks.iter().enumerate() {
+            // The last layer's keys and values are wanted of every row, everything after them only of the needed.
+            let last = i + 1 == self.blocks.len();
+            let plan = if last { &pruned } else { &full };
+            x = block.forward(&x, plan, last.then_some(&needed), self.config.rms_norm_eps)?;
+        }
+        Ok(rms_norm(&x, &self.final_norm, self.config.rms_norm_eps)?)
+    }
+
+    /// Logits in f32 of `hidden` `(n, d_model)` for the ids `vocab`: `(n, vocab.len())`.
+    ///
+    /// # Errors
+    /// When shapes do not fit or the device fails.
+    pub fn logits(&self, hidden: &Tensor, vocab: Range<u32>) -> Result<Tensor, ModelError> {
+        let head = self.head.narrow(0, vocab.start as usize, vocab.len())?;
+        Ok(Linear::new(head, None, self.precision).forward(hidden)?.to_dtype(DType::F32)?)
+    }
+
+    fn plan(&self, packed: &Packed, pruned: bool) -> AttentionPlan {
+        let mut positions = Vec::new();
+        let spans = packed.spans.iter().map(|span| {
+            let from = positions.len();
+            if pruned {
+                let (start, end) = (span.start as u32, (span.start + span.len) as u32);
+                let first = packed.needed.partition_point(|&row| row < start);
+                let last = packed.needed.partition_point(|&row| row < end);
+                positions.extend(packed.needed[first..last].iter().map(|row| row - start));
+            } else {
+                positions.extend(0..span.len as u32);
+            }
+            AttentionSpan { queries: from..positions.len(), keys: span.start..span.start + span.len }
+        });
+        let spans = spans.collect();
+        AttentionPlan {
+            spans,
+            positions,
+            n_heads: self.config.n_heads,
+            n_kv_heads: self.config.n_kv_heads,
+            head_dim: self.config.head_dim(),
+            rope: Arc::clone(&self.rope),
+        }
+    }
+
+    fn check(&self, packed: &Packed) -> Result<(), ModelError> {
+        let (rows, limit) = (packed.rows(), self.config.max_sequence_length);
+        if let Some(span) = packed.spans.iter().find(|span| span.len > limit || span.len == 0) {
+            let len = span.len;
+            return Err(ModelError::Input(format!("a sequence of {len} positions; the model takes 1 to {limit}")));
+        }
+        if let Some(id) = packed.ids.iter().find(|&&id| id as usize >= self.config.embedding_size) {
+            let size = self.config.embedding_size;
+            return Err(ModelError::Input(format!("token id {id} is outside the vocabulary of {size}")));
+        }
+        let ascending = packed.needed.windows(2).all(|w| w[0] < w[1]);
+        if !ascending || packed.needed.last().is_none_or(|&last| last as usize >= rows) {
+            return Err(ModelError::Input(format!("needed rows must ascend within the {rows} rows and not be empty")));
+        }
+        Ok(())
+    }
+}
+
+impl Block {
+    fn forward(
+        &self,
+        x: &Tensor,
+        plan: &Arc<AttentionPlan>,
+        needed: Option<&Tensor>,
+        eps: f64,
+    ) -> Result<Tensor, ModelError> {
+        let normed = rms_norm(x, &self.attn_norm, eps)?;
+        let kv = self.kv.forward(&normed)?;
+        let (x, queries) = match needed {
+            Some(needed) => (x.index_select(needed, 0)?, normed.index_select(needed, 0)?),
+            None => (x.clone(), normed),
+        };
+        let mixed = attention(&self.q.forward(&queries)?, &kv, plan)?;
+        let x = (x + self.attn_out.forward(&mixed)?)?;
+        let inner = self.gate_up.forward(&rms_norm(&x, &self.ff_norm, eps)?)?;
+        Ok((&x + self.ff_out.forward(&swiglu(&inner)?)?)?)
+    }
+}
+
+/// The number of values in `tensors`.
+#[must_use]
+pub fn parameters(config: &TransformerConfig) -> usize {
+    config.tensors().iter().map(|(_, shape)| shape.iter().product::<usize>()).sum()
+}
