@@ -4,4 +4,5 @@ pub mod diffusion;
 pub mod engine;
 pub mod models;
 pub mod store;
+pub mod starter;
 pub mod text;
