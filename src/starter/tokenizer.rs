@@ -52,10 +52,51 @@ const NUMBERS: u32 = 100;
 
 /// The words of the scene captions (`starter::scenes`).
 const CAPTION_WORDS: [&str; 45] = [
-    "a", "above", "an", "and", "below", "blue", "bottom", "center", "circle", "circles", "corner", "cross", "crosses", "draw", "four",
-    "green", "in", "large", "left", "lower", "medium", "middle", "of", "on", "one", "orange", "over", "picture", "purple",
-    "red", "right", "side", "small", "square", "squares", "the", "three", "to", "top", "triangle", "triangles", "two", "under",
-    "upper", "yellow",
+    "a",
+    "above",
+    "an",
+    "and",
+    "below",
+    "blue",
+    "bottom",
+    "center",
+    "circle",
+    "circles",
+    "corner",
+    "cross",
+    "crosses",
+    "draw",
+    "four",
+    "green",
+    "in",
+    "large",
+    "left",
+    "lower",
+    "medium",
+    "middle",
+    "of",
+    "on",
+    "one",
+    "orange",
+    "over",
+    "picture",
+    "purple",
+    "red",
+    "right",
+    "side",
+    "small",
+    "square",
+    "squares",
+    "the",
+    "three",
+    "to",
+    "top",
+    "triangle",
+    "triangles",
+    "two",
+    "under",
+    "upper",
+    "yellow",
 ];
 
 /// A word, a clitic as in "what's", a run of digits, a run of `#`, one sign, or a run of anything else but space.
@@ -220,7 +261,8 @@ mod tests {
         let tokenizer = load().unwrap();
         for n in 0..NUMBERS {
             let id = number_token(&tokenizer, n).unwrap();
-            for (text, at, len) in [("{}", 0, 1), ("  {} ", 0, 1), ("3+{}=", 2, 4), ("has {}.", 1, 3), ("####{}", 1, 2)] {
+            for (text, at, len) in [("{}", 0, 1), ("  {} ", 0, 1), ("3+{}=", 2, 4), ("has {}.", 1, 3), ("####{}", 1, 2)]
+            {
                 let ids = tokenizer.encode(&text.replace("{}", &n.to_string())).unwrap();
                 assert_eq!((ids.get(at), ids.len()), (Some(&id), len), "{text} {n}");
             }
@@ -262,7 +304,8 @@ mod tests {
     fn natural_writing_is_read_as_the_canonical_form() {
         let tokenizer = load().unwrap();
         let natural = tokenizer.encode("Tom has 3 apples. He buys 4 more.\nHow many apples does he have now?").unwrap();
-        let written = tokenizer.encode("tom has 3 apples . he buys 4 more . how many apples does he have now ?").unwrap();
+        let written =
+            tokenizer.encode("tom has 3 apples . he buys 4 more . how many apples does he have now ?").unwrap();
         assert_eq!(natural, written);
         assert_eq!(tokenizer.encode("3×4−2=").unwrap(), tokenizer.encode("3 * 4 - 2 =").unwrap());
     }

@@ -68,7 +68,9 @@ pub fn sample(stream: &mut Stream, kind: Kind, split: Split) -> Problem {
     // Rejection with the shape fixed keeps shapes balanced. Every shape has problems in every split, most draws of the
     // training split pass, and one in about ten of the others.
     loop {
-        let Some(line) = line::draw(stream, ops, kind == Kind::Drill) else { continue };
+        let Some(line) = line::draw(stream, ops, kind == Kind::Drill) else {
+            continue;
+        };
         let question = stories::tell(stream, &line, kind);
         if split.admits(&question, &line) {
             return Problem { question, answer_text: line.solution(), answer: line.result(), kind, line };

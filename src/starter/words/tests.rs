@@ -88,7 +88,9 @@ fn every_shape_and_template_is_drawn() {
     assert_eq!(shapes.keys().filter(|(kind, _)| *kind == Kind::Drill).count(), 9);
     assert!(shapes.values().all(|n| *n > 300), "{shapes:?}");
     let words: HashSet<String> = problems(2_000)
-        .flat_map(|(_, p)| format!("{} {}", p.question, p.answer_text).split(' ').map(str::to_owned).collect::<Vec<_>>())
+        .flat_map(|(_, p)| {
+            format!("{} {}", p.question, p.answer_text).split(' ').map(str::to_owned).collect::<Vec<_>>()
+        })
         .filter(|word| word.parse::<i64>().is_err())
         .collect();
     assert_eq!(words, lexicon().into_iter().map(str::to_owned).collect());
@@ -116,7 +118,9 @@ fn the_verifier_is_strict() {
     assert_eq!(verdict("#### 5"), (true, false), "no chain");
     assert_eq!(verdict("3 + 4 = 7 #### 7"), (false, true), "a true chain to the wrong number");
     assert_eq!(verdict("5 #### 4 #### 5"), (true, false));
-    for wrong in ["", "5", "####", "#### 5 7", "#### five", "#### -5", "#### +5", "5 ####", "#### 55", "#### 5 .", "### 5"] {
+    for wrong in
+        ["", "5", "####", "#### 5 7", "#### five", "#### -5", "#### +5", "5 ####", "#### 55", "#### 5 .", "### 5"]
+    {
         assert_eq!(verdict(wrong), (false, false), "{wrong:?}");
     }
     assert_eq!(verdict("99999999999999999999 + 1 = 2 #### 5"), (true, false));
