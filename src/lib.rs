@@ -3,5 +3,6 @@
 pub mod diffusion;
 pub mod engine;
 pub mod models;
+pub mod starter;
 pub mod store;
 pub mod text;
