@@ -11,6 +11,7 @@ use image::RgbImage;
 use crate::text::Tokenizer;
 
 pub mod nn;
+pub mod optim;
 pub mod transformer;
 
 /// Why a model could not be loaded or run.
