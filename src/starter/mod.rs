@@ -2,5 +2,6 @@
 //!
 //! Everything here is data and plain functions; no server, no storage.
 
+pub mod scenes;
 pub mod tokenizer;
 pub mod words;
