@@ -98,38 +98,50 @@ fn triangle(x: f64, y: f64) -> f64 {
     (if inside { -outline } else { outline }) - TRIANGLE_CORNER
 }
 
-/// One object on paper, as square pixels of `size.cells() * CELL` a side, row by row.
+/// What one pixel of an object is made of, whatever the colour.
+#[derive(Debug, Clone, Copy)]
+pub struct Ink {
+    /// How much of the pixel the object covers.
+    cover: f64,
+    /// Shade: what is left of the tone in the rim and away from the light.
+    shade: f64,
+    /// Light: how much paper shines through.
+    glow: f64,
+}
+
+/// One object, as square pixels of `size.cells() * CELL` a side, row by row.
 #[must_use]
-pub fn object(shape: Shape, colour: Colour, size: Size) -> Vec<[u8; 3]> {
+pub fn object(shape: Shape, size: Size) -> Vec<Ink> {
     let side = size.cells() * CELL as usize;
     let radius = size.radius();
     let middle = side as f64 / 2.0;
-    let tone = colour.rgb();
-    (0..side * side)
-        .map(|i| {
-            let at = |pixel: usize| (pixel as f64 + 0.5 - middle) / radius;
-            pixel(shape, tone, radius, at(i % side), at(i / side))
-        })
-        .collect()
+    let at = |pixel: usize| (pixel as f64 + 0.5 - middle) / radius;
+    (0..side * side).map(|i| Ink::new(shape, radius, at(i % side), at(i / side))).collect()
 }
 
-fn pixel(shape: Shape, tone: [u8; 3], radius: f64, x: f64, y: f64) -> [u8; 3] {
-    let distance = shape.distance(x, y) * radius;
-    let cover = (0.5 - distance).clamp(0.0, 1.0);
-    if cover == 0.0 {
-        return PAPER;
+impl Ink {
+    fn new(shape: Shape, radius: f64, x: f64, y: f64) -> Self {
+        let distance = shape.distance(x, y) * radius;
+        let rim = (1.0 + distance / (1.5 + 0.035 * radius)).clamp(0.0, 1.0);
+        let light = (0.5 - (x + y) / 2.6).clamp(0.0, 1.0);
+        Self {
+            cover: (0.5 - distance).clamp(0.0, 1.0),
+            shade: (1.0 - 0.15 * rim) * (1.0 - 0.08 * (1.0 - light)),
+            glow: 0.2 * light * light * (1.0 - rim),
+        }
     }
-    let rim = (1.0 + distance / (1.5 + 0.035 * radius)).clamp(0.0, 1.0);
-    let light = (0.5 - (x + y) / 2.6).clamp(0.0, 1.0);
-    let dark = (1.0 - 0.15 * rim) * (1.0 - 0.08 * (1.0 - light));
-    let glow = 0.2 * light * light * (1.0 - rim);
-    let mut out = PAPER;
-    for (channel, &full) in out.iter_mut().zip(&tone) {
-        let paper = f64::from(*channel);
-        let ink = f64::from(full) * dark * (1.0 - glow) + paper * glow;
-        *channel = (paper + (ink - paper) * cover + 0.5) as u8;
+
+    /// The pixel, on paper. Shades and blends stay in the plane of the tone, the paper and black ([`super::see`]).
+    #[must_use]
+    pub fn paint(self, colour: Colour) -> [u8; 3] {
+        let mut out = PAPER;
+        for (channel, full) in out.iter_mut().zip(colour.rgb()) {
+            let paper = f64::from(*channel);
+            let ink = f64::from(full) * self.shade * (1.0 - self.glow) + paper * self.glow;
+            *channel = (paper + (ink - paper) * self.cover + 0.5) as u8;
+        }
+        out
     }
-    out
 }
 
 #[cfg(test)]
@@ -141,8 +153,8 @@ mod tests {
         for shape in Shape::ALL {
             for size in Size::ALL {
                 let side = size.cells() * CELL as usize;
-                let pixels = object(shape, Colour::Red, size);
-                let inked = |i: usize| pixels[i] != PAPER;
+                let pixels = object(shape, size);
+                let inked = |i: usize| pixels[i].paint(Colour::Red) != PAPER;
                 let on_margin = |i: usize| [i % side, i / side].iter().any(|&p| p < 3 || p >= side - 3);
                 assert!((0..side * side).all(|i| !(inked(i) && on_margin(i))), "{shape:?} {size:?}");
                 assert!(inked(side * side / 2 + side / 2));

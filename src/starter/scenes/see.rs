@@ -147,7 +147,8 @@ fn recognise(pixels: &[[u8; 3]], blob: &[usize], hues: &[Hue; 6]) -> Seen {
     for &i in blob {
         if strength(&pixels[i]) >= STRONG {
             let pixel = pixels[i].map(f32::from);
-            let nearest = (0..6).min_by(|&a, &b| hues[a].off(pixel).total_cmp(&hues[b].off(pixel)));
+            let off = [0, 1, 2, 3, 4, 5].map(|hue: usize| hues[hue].off(pixel));
+            let nearest = (0..6).min_by(|&a, &b| off[a].total_cmp(&off[b]));
             votes[nearest.unwrap_or(0)] += 1;
         }
     }
