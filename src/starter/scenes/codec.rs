@@ -5,8 +5,8 @@
 
 use std::collections::HashMap;
 
+use image::RgbImage;
 use image::imageops::{self, FilterType};
-use image::{Rgb, RgbImage};
 use thiserror::Error;
 
 use super::render::{self, Ink, PAPER};
@@ -95,7 +95,7 @@ impl Codec {
         if codes.len() != TOKENS {
             return Err(CodecError::Length(codes.len()));
         }
-        let mut image = RgbImage::from_pixel(SIDE, SIDE, Rgb(PAPER));
+        let mut image = RgbImage::new(SIDE, SIDE);
         for (position, &code) in codes.iter().enumerate() {
             let patch = self.patches.chunks_exact(BYTES).nth(usize::from(code)).ok_or(CodecError::Code {
                 position,

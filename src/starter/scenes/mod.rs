@@ -1,7 +1,7 @@
 //! Scenes: what the starter model draws and reads. Coloured shapes on paper, with captions that mean them.
 //!
-//! A [`SceneSpec`] is the meaning of a caption ([`caption`]); [`sample`] makes one up, together with a [`Scene`] that
-//! satisfies it ([`layout`]); [`codec`] turns scenes and pictures into 64 codes and back, exactly; [`verify`] judges a
+//! A [`SceneSpec`] is the meaning of a caption ([`caption`]); [`sample()`] makes one up, together with a [`Scene`] that
+//! satisfies it ([`layout`]); [`codec`] turns scenes and pictures into 64 codes and back, exactly; [`verify()`] judges a
 //! picture against a meaning from its pixels alone; [`sheet`] lays pictures side by side for people. Everything is
 //! procedural and deterministic, on every platform. No tensors, no model and no tokenizer live here.
 
