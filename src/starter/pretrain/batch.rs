@@ -15,6 +15,9 @@ const MEAN_IMAGE_RATIO: f64 = 1.0 / FRAC_PI_2;
 /// Weight of the end-of-text positions after the first: they only say that the text is over.
 const TAIL_WEIGHT: f64 = 0.1;
 
+/// Weight of an image against a text. Nine cells in ten are blank and cost nothing, so the mean over cells is small.
+const IMAGE_WEIGHT: f64 = 4.0;
+
 /// What sequences are made of.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Mixture {
@@ -95,7 +98,7 @@ impl Source {
         ids.extend(suffix);
         // MaskGIT's cosine-distributed mask ratio, and the plain mean of the masked positions.
         let ratio = (FRAC_PI_2 * stratum).cos();
-        let weight = 1.0 / (MEAN_IMAGE_RATIO * TOKENS as f64);
+        let weight = IMAGE_WEIGHT / (MEAN_IMAGE_RATIO * TOKENS as f64);
         Ok(mask(ids, start..start + TOKENS, ratio, true, stream, |_| weight))
     }
 
