@@ -59,7 +59,7 @@ impl Tokenizer {
     /// UTF-8 come out as U+FFFD.
     #[must_use]
     pub fn decode(&self, ids: &[u32]) -> String {
-        // The one decoder that fails is a malformed regular expression, which `from_bytes` has refused.
+        // Only a `Replace` decoder can fail, on a pattern that backtracks without end; no supported family has one.
         self.inner.decode(ids, true).unwrap_or_default()
     }
 

@@ -15,6 +15,11 @@ pub use verify::{Verdict, parse_answer, verify};
 
 use crate::diffusion::rng::Stream;
 
+/// Longest question in tokens of the starter's tokenizer.
+pub const MAX_QUESTION_TOKENS: usize = 27;
+/// Longest reference answer in tokens of the starter's tokenizer, without the end token: two equations and the number.
+pub const MAX_ANSWER_TOKENS: usize = 13;
+
 /// Share of bare drills when kinds are mixed for training: with fewer, numbers never met together generalise badly.
 pub const DRILL_SHARE: f64 = 0.4;
 /// Share of two-step stories among all stories when kinds are mixed: they are the harder ones.
