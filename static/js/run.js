@@ -168,21 +168,31 @@ export function isVisible(cell, shown) {
 }
 
 /**
+ * End of sequence and its kin: tokens with no text of their own.
+ * @param {Cell} cell
+ */
+export function isSpecial(cell) {
+  return cell.text === '' || /^<[^<>\s]+>$/.test(cell.text);
+}
+
+/**
  * The text after `shown` steps, with each run of masked positions as a gap.
  * @param {Candidate} candidate
  * @param {number} shown
  * @returns {(string|null)[]} pieces; null is a gap
  */
 export function reading(candidate, shown) {
-  const last = candidate.cells.findLastIndex((c) => isVisible(c, shown));
+  const { cells } = candidate;
+  const end = candidate.id === null ? cells.length - 1 : cells.findLastIndex((c) => c.step !== null);
   /** @type {(string|null)[]} */
   const pieces = [];
-  for (let i = 0; i < candidate.cells.length; i++) {
-    const cell = candidate.cells[i];
-    if (isVisible(cell, shown)) {
+  for (const cell of cells.slice(0, end + 1)) {
+    if (!isVisible(cell, shown)) {
+      if (pieces.at(-1) !== null || pieces.length === 0) pieces.push(null);
+    } else if (!isSpecial(cell)) {
       if (typeof pieces.at(-1) === 'string') pieces[pieces.length - 1] += cell.text;
       else pieces.push(cell.text);
-    } else if (pieces.at(-1) !== null && (i < last || !candidate.id)) pieces.push(null);
+    }
   }
   return pieces;
 }
