@@ -21,8 +21,8 @@ async function main() {
   /** @type {Record<string, Workspace>} */
   const workspaces = {};
   const history = new History(byId('history'), byId('history-list'), (run) => {
-    workspaces[run.kind].reopen(run);
     select(run.kind);
+    if (!workspaces[run.kind].reopen(run)) return;
     byId(`${run.kind}-results`).scrollIntoView({ block: 'nearest' });
     byId(`${run.kind}-results`).focus({ preventScroll: true });
   });

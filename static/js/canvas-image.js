@@ -4,7 +4,7 @@
 import { level } from './confidence.js';
 import { h } from './dom.js';
 import { describe, inspectable } from './inspect.js';
-import { isVisible } from './run.js';
+import { isRecent, isVisible } from './run.js';
 
 /** @typedef {import('./run.js').Candidate} Candidate */
 
@@ -46,7 +46,7 @@ export class ImageCanvas {
     for (let i = 0; i < this.map.children.length; i++) {
       const cell = cells[i];
       const visible = isVisible(cell, shown);
-      const recent = visible && cell.step === shown - 1;
+      const recent = isRecent(this.candidate, cell, shown);
       this.veil.children[i].className = `veil-cell ${visible ? 'is-open' : ''} ${recent ? 'is-recent' : ''}`;
       const el = /** @type {HTMLElement} */ (this.map.children[i]);
       const tint = visible ? (cell.step === -1 ? 'given' : level(cell.confidence)) : null;

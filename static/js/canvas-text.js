@@ -5,9 +5,12 @@
 import { level } from './confidence.js';
 import { h } from './dom.js';
 import { describe, inspectable } from './inspect.js';
-import { isSpecial, isVisible, reading } from './run.js';
+import { isRecent, isSpecial, isVisible, reading } from './run.js';
 
 /** @typedef {import('./run.js').Candidate} Candidate */
+
+/** Blanks of several widths, as words would leave them; they say nothing of what will come. */
+const WIDTHS = [2, 1, 3, 1, 2, 4, 1, 3, 2, 1, 1, 4, 2, 3, 1, 2, 1, 4, 3];
 
 export class TextCanvas {
   /**
@@ -42,7 +45,7 @@ export class TextCanvas {
     this.shown = shown;
     const { cells } = this.candidate;
     while (this.list.children.length < cells.length) {
-      this.list.append(h('span', { role: 'option', 'aria-selected': 'false', id: `${this.id}-${this.list.children.length}` }, h('span', { class: 'cell-text' })));
+      this.list.append(h('span', { role: 'option', 'aria-selected': 'false', id: `${this.id}-${this.list.children.length}`, 'data-width': WIDTHS[this.list.children.length % WIDTHS.length] }, h('span', { class: 'cell-text' })));
     }
     for (const [i, cell] of cells.entries()) this.drawCell(/** @type {HTMLElement} */ (this.list.children[i]), cell, i);
     this.inspector.refresh();
@@ -59,10 +62,11 @@ export class TextCanvas {
     const unused = cell.step === null && this.candidate.id !== null;
     // Once known, a token holds its width while masked, so replay never moves the lines.
     const text = isSpecial(cell) ? (cell.step === null ? '' : '·') : cell.text.replaceAll('\n', '↵').trim() || '␣';
-    const key = `${visible}|${unused}|${text}|${cell.confidence}|${visible && cell.step === this.shown - 1}`;
+    const recent = isRecent(this.candidate, cell, this.shown);
+    const key = `${visible}|${unused}|${text}|${cell.confidence}|${recent}`;
     if (el.dataset.key === key) return;
     el.dataset.key = key;
-    el.className = `cell ${visible ? '' : unused ? 'is-unused' : 'is-masked'} ${visible && isSpecial(cell) ? 'is-special' : ''} ${visible && cell.step === this.shown - 1 ? 'is-recent' : ''}`;
+    el.className = `cell ${visible ? '' : unused ? 'is-unused' : 'is-masked'} ${visible && isSpecial(cell) ? 'is-special' : ''} ${recent ? 'is-recent' : ''}`;
     const tint = visible ? (cell.step === -1 ? 'given' : level(cell.confidence)) : null;
     if (tint === null) delete el.dataset.level;
     else el.dataset.level = String(tint);

@@ -38,5 +38,5 @@ export function legend(kind) {
   return h('p', { class: 'legend', 'aria-label': 'Legend' },
     h('span', { class: 'legend-item' }, h('span', { class: 'swatch cell is-masked', 'aria-hidden': 'true' }), 'gap'),
     h('span', { class: 'legend-item' }, h('span', { class: 'swatch cell is-recent', 'aria-hidden': 'true' }), 'last step'),
-    h('span', { class: 'legend-title', text: 'confidence' }), scale);
+    h('span', { class: 'legend-item' }, 'confidence', scale));
 }

@@ -20,7 +20,7 @@ export function feedback(completionId, domId, name) {
   known.set(completionId, memory);
   const status = h('span', { class: 'feedback-status', role: 'status', 'data-testid': 'feedback-status' });
   const thumb = (/** @type {boolean} */ value) => h('button', {
-    type: 'button', class: 'quiet icon-button', 'aria-pressed': String(memory.thumbs === value), 'aria-label': `${name}: ${value ? 'good' : 'bad'} result`,
+    type: 'button', class: 'round', 'aria-pressed': String(memory.thumbs === value), 'aria-label': `${name}: ${value ? 'good' : 'bad'} result`,
     title: value ? 'Good' : 'Bad', 'data-testid': value ? 'thumbs-up' : 'thumbs-down', on: { click: () => rate(value) },
   }, icon(value ? 'up' : 'down'));
   const up = thumb(true);

@@ -13,6 +13,9 @@ function at(object, path) {
   return path.split('.').reduce((o, key) => o?.[key], object);
 }
 
+/** Drawn seeds stay this small so that a person can read one out. */
+const SEEDS = 999_999;
+
 export class Params {
   /**
    * @param {import('./modes.js').Mode} mode
@@ -142,7 +145,7 @@ export class Params {
     for (const { field, input, row } of this.rows.values()) {
       if (row.hidden) continue;
       let value = field.kind === 'select' ? input.value : Number(input.value);
-      if (field.kind === 'seed' && input.value === '') value = crypto.getRandomValues(new Uint32Array(1))[0];
+      if (field.kind === 'seed' && input.value === '') value = 1 + Math.floor(Math.random() * SEEDS);
       if (value === field.omit) continue;
       const [group, name] = field.key.split('.');
       if (name) (body[group] ??= {})[name] = value;

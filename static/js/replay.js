@@ -40,7 +40,7 @@ export class Replay {
     const bars = svg('svg', { class: 'replay-bars', viewBox: `0 0 ${steps} 20`, preserveAspectRatio: 'none', 'aria-hidden': 'true' });
     for (const [i, count] of this.counts.entries()) {
       const height = count === 0 ? 0.5 : 1 + 19 * (count / tallest);
-      bars.append(svg('rect', { x: i + 0.12, y: 20 - height, width: 0.76, height }));
+      bars.append(svg('rect', { x: i + 0.2, y: 20 - height, width: 0.6, height }));
     }
     return bars;
   }

@@ -176,6 +176,16 @@ export function isSpecial(cell) {
 }
 
 /**
+ * Whether the cell was committed by the last of `shown` steps. Nothing is "recent" in a finished canvas.
+ * @param {Candidate} candidate
+ * @param {Cell} cell
+ * @param {number} shown
+ */
+export function isRecent(candidate, cell, shown) {
+  return cell.step !== null && cell.step === shown - 1 && !(candidate.id !== null && shown >= candidate.shown);
+}
+
+/**
  * The text after `shown` steps, with each run of masked positions as a gap.
  * @param {Candidate} candidate
  * @param {number} shown
@@ -194,6 +204,7 @@ export function reading(candidate, shown) {
       else pieces.push(cell.text);
     }
   }
+  if (typeof pieces[0] === 'string') pieces[0] = pieces[0].trimStart();
   return pieces;
 }
 

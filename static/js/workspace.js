@@ -1,21 +1,22 @@
 /**
- * One mode's half of the page: prompt, parameters, the run in progress and its results.
- * It wires the parts together; what they look like is theirs.
+ * One mode's half of the page: the prompt, the parameters and the life of a request.
+ * What a run looks like is `results.js`.
  */
 import { Problem, generate } from './api.js';
 import { announce } from './announce.js';
-import { CandidateCard } from './candidate.js';
 import { copyFrom } from './clipboard.js';
 import { legend } from './confidence.js';
 import { curl } from './curl.js';
-import { h, instantiate, plural, refs } from './dom.js';
-import { facts } from './facts.js';
+import { h, instantiate, refs } from './dom.js';
 import { canvasSize } from './modes.js';
 import { Params } from './params.js';
-import { Replay } from './replay.js';
+import { Results } from './results.js';
 import { applyEvent, finishRun, newRun, progress } from './run.js';
 
 /** @typedef {import('./run.js').Run} Run */
+
+/** Larger than any canvas worth drawing cell by cell. */
+const MOST_CELLS = 4096;
 
 export class Workspace {
   /**
@@ -30,16 +31,9 @@ export class Workspace {
     this.onDone = onDone;
     /** @type {AbortController|null} */
     this.abort = null;
-    /** @type {Run|null} */
-    this.run = null;
-    /** @type {CandidateCard[]} */
-    this.cards = [];
-    /** @type {Replay|null} */
-    this.replay = null;
-    this.serial = 0;
-    this.told = 0;
     panel.replaceChildren(instantiate('workspace', mode.kind));
     this.el = refs(panel);
+    this.results = new Results(mode.kind, this.el, server.grid);
     this.prompt = /** @type {HTMLTextAreaElement} */ (this.el.prompt);
     this.prompt.placeholder = mode.placeholder;
     const most = server.info.limits?.max_prompt_chars;
@@ -55,6 +49,7 @@ export class Workspace {
       el.examples.append(h('li', {}, h('button', { type: 'button', class: 'chip', text: example, 'data-testid': 'example', on: { click: () => this.use(example) } })));
     }
     el.legend.replaceWith(legend(this.mode.kind));
+    if (/Mac|iP(hone|ad)/.test(navigator.userAgent)) el.kbd.textContent = '⌘ ↵';
     el.form.addEventListener('submit', (event) => {
       event.preventDefault();
       this.start();
@@ -70,11 +65,11 @@ export class Workspace {
       this.params.reset();
       announce('Parameters reset to the defaults.');
     });
-    el.curl.addEventListener('click', () => copyFrom(el.curl, curl(this.mode.kind, this.run?.body ?? this.body(), location.origin), 'Command'));
+    el.curl.addEventListener('click', () => copyFrom(el.curl, curl(this.mode.kind, this.results.run?.body ?? this.body(), location.origin), 'Command'));
     this.prompt.addEventListener('input', () => this.promptError(''));
   }
 
-  /** @param {string} text */
+  /** @param {string} text an example */
   use(text) {
     this.prompt.value = text;
     this.promptError('');
@@ -86,47 +81,47 @@ export class Workspace {
     return { prompt: this.prompt.value.trim(), ...this.params.body(), ...this.mode.extras };
   }
 
-  /** Before the first run the canvas stands empty, as large as the parameters make it. */
+  /** Before the first run the canvas stands empty. */
   preview() {
-    if (this.run || !this.params) return;
-    const values = this.params.values();
-    const size = canvasSize(this.mode, values, this.server);
-    if (!(size > 0 && size <= 4096)) return;
-    const run = newRun(this.mode.kind, { n: 1, steps: values.steps, prompt: '' }, size);
-    this.cards = [new CandidateCard(`${this.mode.kind}-0`, run, run.candidates[0], this.server.grid)];
-    this.el.cards.replaceChildren(this.cards[0].element);
-    this.el.cards.dataset.count = '1';
-    this.el.status.textContent = `${plural(size, 'gap')}, to be filled in any order`;
+    if (this.results.run || !this.params) return;
+    const size = canvasSize(this.mode, this.params.values(), this.server);
+    if (size > 0 && size <= MOST_CELLS) this.results.wait(this.mode.kind, size);
   }
 
   async start() {
-    if (this.abort) return;
-    this.params.clearErrors();
-    this.problem(null);
-    if (this.prompt.value.trim() === '') {
-      this.promptError('Write a prompt first, or pick an example.');
-      return this.prompt.focus();
-    }
-    const invalid = this.params.invalid();
-    if (invalid) return invalid.focus();
-
+    if (this.abort || !this.check()) return;
     const body = this.body();
+    const before = this.results.run;
     const run = newRun(this.mode.kind, body, canvasSize(this.mode, this.params.values(), this.server));
     run.settings = this.params.values();
-    this.abort = new AbortController();
-    this.open(run);
+    const { signal } = (this.abort = new AbortController());
+    this.results.open(run);
     this.busy(true);
     announce('Generating.');
     try {
-      const result = await generate(this.mode.kind, body, { signal: this.abort.signal, onEvent: (name, data) => this.event(run, name, data) });
-      finishRun(run, result);
-      this.finished(run);
+      finishRun(run, await generate(this.mode.kind, body, { signal, onEvent: (name, data) => this.results.update(applyEvent(run, name, data)) }));
+      this.onDone(run);
+      this.results.settle();
     } catch (error) {
-      this.failed(run, error);
+      this.failed(run, before, error);
     } finally {
       this.abort = null;
       this.busy(false);
     }
+  }
+
+  /** Catches what needs no server to be seen; puts the focus where it is. */
+  check() {
+    this.params.clearErrors();
+    this.results.problem(null);
+    if (this.prompt.value.trim() === '') {
+      this.promptError('Write a prompt first, or pick an example.');
+      this.prompt.focus();
+      return false;
+    }
+    const invalid = this.params.invalid();
+    invalid?.focus();
+    return invalid === null;
   }
 
   stop() {
@@ -134,107 +129,54 @@ export class Workspace {
   }
 
   /**
-   * Shows a run, new or from the history.
-   * @param {Run} run
-   */
-  open(run) {
-    this.replay?.pause();
-    this.run = run;
-    this.serial += 1;
-    this.told = 0;
-    this.cards = run.candidates.map((c) => new CandidateCard(`${this.mode.kind}-${this.serial}-${c.index}`, run, c, this.server.grid));
-    this.el.cards.replaceChildren(...this.cards.map((card) => card.element));
-    this.el.cards.dataset.count = String(run.candidates.length);
-    this.el.facts.replaceChildren();
-    this.el.replay.replaceChildren();
-    this.replay = null;
-    this.status(run);
-    if (run.state === 'done') this.tools(run);
-  }
-
-  /**
    * Opens a run of the history with the prompt and the parameters that made it.
    * @param {Run} run
+   * @returns {boolean} false while another is being made
    */
   reopen(run) {
-    if (this.abort) this.stop();
-    this.prompt.value = run.prompt;
-    this.params.restore(run.settings);
-    this.params.clearErrors();
-    this.problem(null);
-    this.open(run);
-  }
-
-  /**
-   * @param {Run} run
-   * @param {string} name
-   * @param {any} data
-   */
-  event(run, name, data) {
-    const candidate = applyEvent(run, name, data);
-    if (this.run !== run) return;
-    if (candidate) this.cards[candidate.index].draw();
-    this.status(run);
-  }
-
-  /** @param {Run} run */
-  finished(run) {
-    this.onDone(run);
-    if (this.run !== run) return;
-    for (const card of this.cards) {
-      card.draw();
-      card.settle();
+    if (this.abort) {
+      announce('Stop the generation first.');
+      return false;
     }
-    this.tools(run);
-    this.status(run);
-    const first = run.candidates[0];
-    announce(run.kind === 'text' && run.candidates.length === 1 ? `Done: ${first.text ?? ''}` : `Done: ${plural(run.candidates.length, run.kind === 'text' ? 'candidate' : 'image')}.`);
-  }
-
-  /** @param {Run} run */
-  tools(run) {
-    if (run.state === 'done') this.el.facts.replaceChildren(facts(run));
-    this.replay = new Replay(`${this.mode.kind}-${this.serial}-replay`, run, (shown) => {
-      for (const card of this.cards) card.draw(shown);
-    });
-    this.el.replay.replaceChildren(this.replay.element);
+    this.prompt.value = run.prompt;
+    this.promptError('');
+    this.params.restore(run.settings);
+    this.results.problem(null);
+    this.results.open(run);
+    return true;
   }
 
   /**
    * @param {Run} run
+   * @param {Run|null} before what was shown before; it comes back if this run has nothing to show
    * @param {unknown} error
    */
-  failed(run, error) {
+  failed(run, before, error) {
     const stopped = error instanceof DOMException && error.name === 'AbortError';
     run.state = stopped ? 'stopped' : 'failed';
-    if (this.run === run) {
-      this.status(run);
-      if (progress(run).filled > 0) this.tools(run);
+    if (progress(run).filled > 0) this.results.settle();
+    else if (before) this.results.open(before);
+    else {
+      this.results.run = null;
+      this.preview();
     }
     if (stopped) return announce('Stopped.');
     if (!(error instanceof Problem)) console.error(error);
-    this.problem(error instanceof Problem ? error : new Problem({ title: 'Something went wrong in the page', detail: String(error) }));
+    this.explain(error instanceof Problem ? error : new Problem({ title: 'Something went wrong in the page', detail: String(error) }));
   }
 
-  /** @param {Run} run */
-  status(run) {
-    const { filled, total, step, steps } = progress(run);
-    const made = `${filled} of ${plural(total, 'position')} filled`;
-    const words = {
-      queued: run.queue ? `In the queue, place ${run.queue}` : 'Waiting for the first step',
-      running: `Step ${step} of ${steps} · ${made}`,
-      done: `Done in ${plural(step, 'step')}`,
-      stopped: `Stopped after ${plural(step, 'step')} · ${made}`,
-      failed: filled > 0 ? `Failed after ${plural(step, 'step')}` : 'Nothing was generated',
-    };
-    this.el.root.dataset.state = run.state;
-    this.el.status.textContent = words[run.state];
-    // Spoken in quarters: every step would drown the listener.
-    const quarter = Math.floor((4 * step) / Math.max(1, steps));
-    if (run.state === 'running' && quarter > this.told && quarter < 4) {
-      this.told = quarter;
-      announce(`Step ${step} of ${steps}, ${made}.`);
+  /**
+   * Beside the field a problem is about where there is one, above the results otherwise.
+   * @param {Problem} problem
+   */
+  explain(problem) {
+    if (problem.field === 'prompt') {
+      this.promptError(problem.message);
+      return this.prompt.focus();
     }
+    const control = problem.field ? this.params.showError(problem.field, problem.message) : null;
+    if (control) control.focus();
+    else this.results.problem(problem);
   }
 
   /** @param {boolean} on */
@@ -242,9 +184,9 @@ export class Workspace {
     this.el.root.classList.toggle('is-busy', on);
     document.documentElement.classList.toggle('is-generating', document.querySelector('.is-busy') !== null);
     this.el.generate.setAttribute('aria-disabled', String(on));
-    const had = document.activeElement === this.el.stop;
+    const lost = document.activeElement === this.el.stop;
     this.el.stop.hidden = !on;
-    if (had && !on) this.el.generate.focus();
+    if (lost && !on) this.el.generate.focus();
     this.el.cards.setAttribute('aria-busy', String(on));
   }
 
@@ -253,24 +195,5 @@ export class Workspace {
     this.el.promptError.textContent = message;
     if (message) this.prompt.setAttribute('aria-invalid', 'true');
     else this.prompt.removeAttribute('aria-invalid');
-  }
-
-  /**
-   * Beside the field it is about where there is one, above the results otherwise.
-   * @param {Problem|null} problem
-   */
-  problem(problem) {
-    this.el.problem.hidden = true;
-    if (!problem) return;
-    const retry = problem.retryAfter ? ` Try again in ${plural(problem.retryAfter, 'second')}.` : '';
-    if (problem.field === 'prompt') {
-      this.promptError(problem.message);
-      return this.prompt.focus();
-    }
-    const control = problem.field ? this.params.showError(problem.field, problem.message) : null;
-    if (control) return control.focus();
-    this.el.problemTitle.textContent = problem.title;
-    this.el.problemDetail.textContent = `${problem.detail}${retry}`.trim();
-    this.el.problem.hidden = false;
   }
 }
