@@ -4,7 +4,7 @@
  */
 import { announce } from './announce.js';
 import { CandidateCard } from './candidate.js';
-import { plural } from './dom.js';
+import { h, plural } from './dom.js';
 import { facts } from './facts.js';
 import { Replay } from './replay.js';
 import { newRun, progress } from './run.js';
@@ -40,6 +40,7 @@ export class Results {
   wait(kind, size) {
     this.draw(newRun(kind, { n: 1 }, size));
     this.run = null;
+    this.el.cards.append(h('p', { class: 'epigraph' }, h('dfn', { text: 'lacuna' }), ', n.: a blank or missing part, as in a manuscript.'));
     this.el.status.textContent = `${plural(size, 'gap')}, to be filled in any order`;
   }
 

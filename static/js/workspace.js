@@ -9,6 +9,7 @@ import { legend } from './confidence.js';
 import { curl } from './curl.js';
 import { h, instantiate, refs } from './dom.js';
 import { canvasSize } from './modes.js';
+import { Pace } from './pace.js';
 import { Params } from './params.js';
 import { Results } from './results.js';
 import { applyEvent, finishRun, newRun, progress } from './run.js';
@@ -98,11 +99,15 @@ export class Workspace {
     this.results.open(run);
     this.busy(true);
     announce('Generating.');
+    const pace = new Pace(body.steps, (name, data) => this.results.update(applyEvent(run, name, data)));
     try {
-      finishRun(run, await generate(this.mode.kind, body, { signal, onEvent: (name, data) => this.results.update(applyEvent(run, name, data)) }));
+      const result = await generate(this.mode.kind, body, { signal, onEvent: (name, data) => pace.push(name, data) });
+      await pace.settled(signal);
+      finishRun(run, result);
       this.onDone(run);
       this.results.settle();
     } catch (error) {
+      pace.flush();
       this.failed(run, before, error);
     } finally {
       this.abort = null;
