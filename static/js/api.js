@@ -9,13 +9,16 @@ import { readEvents } from './sse.js';
 export class Problem extends Error {
   /**
    * @param {{title?: string, detail?: string, status?: number, type?: string, field?: string,
-   *          limit?: unknown, actual?: unknown, retryAfter?: number|null}} body
+   *          limit?: unknown, actual?: unknown, hint?: string, retryAfter?: number|null}} body
    */
   constructor(body) {
-    super(body.detail || body.title || 'The request failed.');
+    // Beside its field the field's name says nothing, and a hint is a sentence of its own.
+    const detail = sentence((body.detail ?? '').replace(body.field ? `${body.field}: ` : '', ''));
+    const hint = sentence(body.hint ?? '');
+    super([detail || sentence(body.title ?? '') || 'The request failed.', hint].filter(Boolean).join(' '));
     this.name = 'Problem';
     this.title = body.title || 'The request failed';
-    this.detail = body.detail || '';
+    this.detail = [sentence(body.detail ?? ''), hint].filter(Boolean).join(' ');
     this.status = body.status ?? 0;
     this.type = body.type ?? 'about:blank';
     /** `sampler.threshold` for `/sampler/threshold`, `$.sampler.threshold` and the like. */
@@ -24,6 +27,13 @@ export class Problem extends Error {
     this.actual = body.actual;
     this.retryAfter = body.retryAfter ?? null;
   }
+}
+
+/** @param {string} text */
+function sentence(text) {
+  if (text === '') return '';
+  const closed = /[.!?]$/.test(text) ? text : `${text}.`;
+  return closed[0].toUpperCase() + closed.slice(1);
 }
 
 /** @param {Response} response */

@@ -31,6 +31,7 @@ async function main() {
   }
   // On a phone the parameters start folded: the prompt and the canvas come first.
   if (window.matchMedia('(max-width: 60rem)').matches) for (const fold of document.querySelectorAll('details.params')) fold.removeAttribute('open');
+  if (!server.draws) byId('tab-image').remove();
   const select = tabs(byId('tabs'));
   document.documentElement.dataset.ready = 'true';
 }
@@ -38,7 +39,7 @@ async function main() {
 /** @param {any} info */
 function about(info) {
   const model = info?.model ?? {};
-  const parts = [model.name, model.adapter, info?.version ? `v${String(info.version).replace(/^v/, '')}` : null].filter(Boolean);
+  const parts = [model.name, info?.adapter ?? model.adapter, info?.version ? `v${String(info.version).replace(/^v/, '')}` : null].filter(Boolean);
   byId('about').replaceChildren(...(info ? parts.map((part) => h('span', { text: String(part) })) : [h('span', { text: 'The server does not answer: defaults are guesses.' })]));
 }
 

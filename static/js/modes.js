@@ -8,6 +8,7 @@
  * @property {string} key dotted path in the request body
  * @property {string} label
  * @property {'range'|'select'|'seed'} kind
+ * @property {number} [least] smallest value that may be typed; the slider starts at `min`
  * @property {number} [min]
  * @property {number} [max]
  * @property {number} [step]
@@ -47,7 +48,7 @@ export const TEXT = {
   ],
   fields: [
     N,
-    { key: 'max_tokens', label: 'Length', kind: 'range', min: 8, max: 256, step: 8, maxLimit: 'max_tokens', fallback: 64, hint: 'Blanks on the canvas.' },
+    { key: 'max_tokens', label: 'Length', kind: 'range', least: 1, min: 8, max: 256, step: 8, maxLimit: 'max_tokens', fallback: 64, hint: 'Blanks on the canvas.' },
     { key: 'steps', label: 'Steps', kind: 'range', min: 1, max: 128, step: 1, maxLimit: 'max_steps', fallback: 32, hint: 'Fewer fill more blanks at once.' },
     { key: 'temperature', label: 'Temperature', kind: 'range', min: 0, max: 2, step: 0.05, fallback: 0 },
     {
@@ -55,7 +56,7 @@ export const TEXT = {
       options: [['low_confidence', 'Most confident first'], ['threshold', 'All above a confidence'], ['random', 'Random']],
     },
     { key: 'sampler.threshold', label: 'Confidence', kind: 'range', min: 0.05, max: 1, step: 0.05, fallback: 0.9, when: ['sampler.kind', 'threshold'] },
-    { key: 'block_length', label: 'Block', kind: 'range', min: 4, max: 256, step: 4, maxLimit: 'max_tokens', fallback: 32, more: true, hint: 'Blocks fill from left to right.' },
+    { key: 'block_length', label: 'Block', kind: 'range', least: 1, min: 4, max: 256, step: 4, maxLimit: 'max_tokens', fallback: 32, more: true, hint: 'Blocks fill from left to right.' },
     { key: 'guidance_scale', label: 'Guidance', kind: 'range', min: 0, max: 6, step: 0.25, fallback: 0, more: true },
     { key: 'top_p', label: 'Top-p', kind: 'range', min: 0.05, max: 1, step: 0.05, fallback: 1, omit: 1, more: true },
     { key: 'top_k', label: 'Top-k', kind: 'range', min: 0, max: 100, step: 1, fallback: 0, omit: 0, more: true, hint: '0 is off.' },
@@ -81,14 +82,14 @@ export const IMAGE = {
     },
     {
       key: 'schedule', label: 'Schedule', kind: 'select', fallback: 'cosine', more: true, hint: 'How the pace changes from step to step.',
-      options: [['cosine', 'Cosine'], ['linear', 'Linear'], ['pow2', 'Power of two'], ['sigmoid', 'Sigmoid']],
+      options: [['cosine', 'Cosine'], ['linear', 'Linear'], ['pow2', 'Power of two']],
     },
     SEED,
   ],
-  extras: { stream: true, return: ['codes', 'commit_steps'] },
+  extras: { stream: true, stream_mode: 'edits', return: ['codes', 'commit_steps', 'logprobs'] },
 };
 
-/** @typedef {{info: any, grid: [number, number]}} Server */
+/** @typedef {{info: any, grid: [number, number], draws: boolean}} Server `draws`: the model makes images */
 
 /**
  * What the page needs of `/info`, whatever of it is there.
@@ -96,9 +97,9 @@ export const IMAGE = {
  * @returns {Server}
  */
 export function serverOf(info) {
-  const grid = info?.model?.grid;
+  const grid = info?.model?.image?.grid ?? info?.model?.grid;
   const usable = Array.isArray(grid) && grid.length === 2 && grid.every((n) => Number.isInteger(n) && n > 0 && n <= 128);
-  return { info: info ?? {}, grid: usable ? [grid[0], grid[1]] : [8, 8] };
+  return { info: info ?? {}, grid: usable ? [grid[0], grid[1]] : [8, 8], draws: info?.model?.image !== null };
 }
 
 /**

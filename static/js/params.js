@@ -28,6 +28,8 @@ export class Params {
     this.onChange = onChange;
     this.limits = info?.limits ?? {};
     this.defaults = info?.defaults?.[mode.kind] ?? {};
+    /** The person has set the steps: they no longer follow the length. */
+    this.ownSteps = false;
     /** @type {Map<string, {field: Field, input: HTMLInputElement|HTMLSelectElement, slider: HTMLInputElement|null, error: HTMLElement, row: HTMLElement}>} */
     this.rows = new Map();
     for (const field of mode.fields) (field.more ? where.more : where.main).append(this.row(field));
@@ -56,11 +58,12 @@ export class Params {
       input = /** @type {HTMLInputElement} */ (h('input', { ...about, type: 'text', inputmode: 'numeric', pattern: '[0-9]*', maxlength: 15, placeholder: 'random', autocomplete: 'off' }));
     } else {
       const range = { min: field.min, max: this.maxOf(field), step: field.step };
-      input = /** @type {HTMLInputElement} */ (h('input', { ...about, ...range, type: 'number', inputmode: 'decimal', required: true }));
+      input = /** @type {HTMLInputElement} */ (h('input', { ...about, ...range, min: field.least ?? field.min, type: 'number', inputmode: 'decimal', required: true }));
       // The number is the control; the slider is the same thing for pointers, so it stays out of the tab order.
       slider = /** @type {HTMLInputElement} */ (h('input', { ...range, type: 'range', tabindex: -1, 'aria-hidden': 'true' }));
       slider.addEventListener('input', () => this.set(field.key, slider?.value ?? ''));
     }
+    for (const control of [input, slider]) if (field.key === 'steps') control?.addEventListener('input', () => { this.ownSteps = true; });
     input.addEventListener('input', () => this.set(field.key, input.value, true));
     const row = h('div', { class: `param param-${field.kind}` }, h('label', { for: id, text: field.label }), input, slider, hint, error);
     this.rows.set(field.key, { field, input, slider, error, row });
@@ -78,19 +81,37 @@ export class Params {
     if (!typed) row.input.value = String(value);
     if (row.slider) row.slider.value = String(value);
     this.showError(key, '');
-    if (key === 'max_tokens') this.fitBlock();
+    if (key === 'max_tokens') this.fitLength();
     this.refresh();
     this.onChange();
   }
 
-  /** A block is no longer than the canvas. */
-  fitBlock() {
-    const block = this.rows.get('block_length');
+  /** What follows the length of the canvas: a block is no longer, and the steps keep the server's pace. */
+  fitLength() {
     const length = Number(this.rows.get('max_tokens')?.input.value);
-    if (block && length >= 4 && Number(block.input.value) > length) {
-      block.input.value = String(length);
-      if (block.slider) block.slider.value = String(length);
-    }
+    const block = Number(this.rows.get('block_length')?.input.value);
+    if (length >= 4 && block > length) this.set('block_length', length);
+    const steps = this.stepsFor(length);
+    if (!this.ownSteps && steps) this.set('steps', steps);
+  }
+
+  /**
+   * @param {number} length
+   * @returns {number|undefined} the server's default steps, where they depend on the length
+   */
+  stepsFor(length) {
+    const pace = this.defaults.tokens_per_step;
+    return pace > 0 && length > 0 ? Math.max(1, Math.floor(length / pace)) : undefined;
+  }
+
+  /**
+   * The server's default, under its own path or its last name (`sampler.threshold`, `threshold`).
+   * @param {Field} field
+   */
+  defaultOf(field) {
+    const found = at(this.defaults, field.key) ?? this.defaults[field.key.split('.').at(-1) ?? ''];
+    if (found !== undefined && found !== null) return found;
+    return (field.key === 'steps' ? this.stepsFor(this.defaults.max_tokens) : undefined) ?? field.fallback;
   }
 
   /** Hides what does not apply. */
@@ -102,10 +123,8 @@ export class Params {
 
   /** Back to the server's defaults. */
   reset() {
-    for (const { field } of this.rows.values()) {
-      const value = at(this.defaults, field.key);
-      this.set(field.key, field.kind === 'seed' ? '' : value ?? field.fallback);
-    }
+    this.ownSteps = false;
+    for (const { field } of this.rows.values()) this.set(field.key, field.kind === 'seed' ? '' : this.defaultOf(field));
   }
 
   /** @returns {Record<string, any>} every value as it stands, by key */
@@ -118,6 +137,7 @@ export class Params {
 
   /** @param {Record<string, any>} values */
   restore(values) {
+    this.ownSteps = true;
     for (const [key, value] of Object.entries(values)) this.set(key, value);
   }
 
@@ -128,8 +148,10 @@ export class Params {
   invalid() {
     let first = null;
     for (const [key, { input, row }] of this.rows) {
-      if (row.hidden || input.checkValidity()) continue;
-      this.showError(key, input.validity.patternMismatch ? 'A whole number, or nothing.' : input.validationMessage);
+      const { validity } = input;
+      // A number between two notches of the slider is fine; whether it makes sense, the server knows.
+      if (row.hidden || validity.valid || (validity.stepMismatch && !validity.rangeOverflow && !validity.rangeUnderflow)) continue;
+      this.showError(key, validity.patternMismatch ? 'A whole number, or nothing.' : input.validationMessage);
       first ??= input;
     }
     return first;

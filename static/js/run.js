@@ -33,7 +33,7 @@
  * @property {string} prompt
  * @property {Candidate[]} candidates
  * @property {'queued'|'running'|'done'|'stopped'|'failed'} state
- * @property {number|null} queue place in the queue
+ * @property {number|null} queue canvases ahead in the queue
  * @property {any} result the `done` object
  * @property {Map<number, string>} words token id → text, learnt from the edits
  * @property {Record<string, any>} settings the parameters panel's values, for the history
@@ -65,7 +65,7 @@ export function newRun(kind, body, size) {
  */
 export function applyEvent(run, name, data) {
   if (name === 'queued') {
-    run.queue = data.position ?? null;
+    run.queue = data.ahead ?? data.position ?? null;
     return null;
   }
   run.state = 'running';

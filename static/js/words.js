@@ -9,7 +9,7 @@ export function statusLine(run) {
   const { filled, total, step, steps } = progress(run);
   const made = `${filled} of ${plural(total, 'position')} filled`;
   switch (run.state) {
-    case 'queued': return run.queue ? `In the queue, place ${run.queue}` : 'Waiting for the first step';
+    case 'queued': return run.queue ? `In the queue, ${run.queue} ahead` : 'Waiting for the first step';
     case 'running': return `Step ${step} of ${steps} · ${made}`;
     case 'done': return `Done in ${plural(step, 'step')}`;
     case 'stopped': return `Stopped after ${plural(step, 'step')} · ${made}`;
