@@ -42,34 +42,41 @@ export class ImageCanvas {
   /** @param {number} shown steps to show */
   draw(shown) {
     this.shown = shown;
-    const { cells } = this.candidate;
-    for (let i = 0; i < this.map.children.length; i++) {
-      const cell = cells[i];
+    const painted = this.drawPicture();
+    for (const [i, cell] of this.candidate.cells.slice(0, this.map.children.length).entries()) {
       const visible = isVisible(cell, shown);
       const recent = isRecent(this.candidate, cell, shown);
-      this.veil.children[i].className = `veil-cell ${visible ? 'is-open' : ''} ${recent ? 'is-recent' : ''}`;
-      const el = /** @type {HTMLElement} */ (this.map.children[i]);
       const tint = visible ? (cell.step === -1 ? 'given' : level(cell.confidence)) : null;
-      const key = `${visible}|${recent}|${cell.token}|${tint}`;
+      const open = visible && /** @type {number} */ (cell.step) <= painted;
+      const key = `${visible}|${open}|${recent}|${cell.token}|${tint}`;
+      const el = /** @type {HTMLElement} */ (this.map.children[i]);
       if (el.dataset.key === key) continue;
       el.dataset.key = key;
       el.className = `cell ${visible ? '' : 'is-masked'} ${recent ? 'is-recent' : ''}`;
+      this.veil.children[i].className = `veil-cell ${open ? 'is-open' : visible ? 'is-known' : ''} ${recent ? 'is-recent' : ''}`;
       if (tint === null) delete el.dataset.level;
       else el.dataset.level = String(tint);
       el.textContent = visible ? String(cell.token) : '';
       el.setAttribute('aria-label', describe(cell, i, shown, 'image'));
     }
     this.inspector.refresh();
-    this.drawPicture();
   }
 
+  /**
+   * Previews come every few steps only; tokens newer than the picture stay veiled.
+   * @returns {number} the last step that the picture shows
+   */
   drawPicture() {
     const { candidate, shown, picture } = this;
     const finished = candidate.picture !== null && shown >= candidate.shown;
+    const preview = candidate.previews.findLast((p) => p.step < shown);
     // Without a preview for this early a step the finished picture does, its masked cells being covered.
-    const src = finished ? candidate.picture : (candidate.previews.findLast((p) => p.step < shown)?.src ?? (shown > 0 ? candidate.picture : null));
+    const whole = finished || (preview === undefined && shown > 0);
+    const src = whole ? candidate.picture : (preview?.src ?? null);
     picture.hidden = src === null;
     if (src !== null && picture.getAttribute('src') !== src) picture.src = src;
     picture.alt = finished ? this.prompt : src === null ? '' : `${this.prompt}, unfinished`;
+    if (src === null) return -2;
+    return whole ? Infinity : /** @type {{step: number}} */ (preview).step;
   }
 }

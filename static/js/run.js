@@ -29,7 +29,7 @@
 /**
  * @typedef {object} Run
  * @property {'text'|'image'} kind
- * @property {object} body the request exactly as sent
+ * @property {Record<string, any>} body the request exactly as sent
  * @property {string} prompt
  * @property {Candidate[]} candidates
  * @property {'queued'|'running'|'done'|'stopped'|'failed'} state
