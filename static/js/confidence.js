@@ -35,7 +35,7 @@ export function legend(kind) {
     const sample = h('span', { class: `swatch cell`, 'data-level': i, 'aria-hidden': 'true' }, i === 0 && kind === 'text' ? h('span', { class: 'cell-text', text: 'a' }) : null);
     scale.append(h('span', { class: 'legend-item' }, sample, label));
   }
-  return h('p', { class: 'legend', 'aria-label': 'Legend' },
+  return h('div', { class: 'legend', role: 'group', 'aria-label': 'Legend' },
     h('span', { class: 'legend-item' }, h('span', { class: 'swatch cell is-masked', 'aria-hidden': 'true' }), 'gap'),
     h('span', { class: 'legend-item' }, h('span', { class: 'swatch cell is-recent', 'aria-hidden': 'true' }), 'last step'),
     h('span', { class: 'legend-item' }, 'confidence', scale));
