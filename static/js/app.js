@@ -1,0 +1,46 @@
+/** Starts the playground: asks the server what it is, then builds one workspace per mode. */
+import { getInfo } from './api.js';
+import { h } from './dom.js';
+import { History } from './history.js';
+import { IMAGE, TEXT, serverOf } from './modes.js';
+import { nav } from './nav.js';
+import { tabs } from './tabs.js';
+import { bindTheme } from './theme.js';
+import { Workspace } from './workspace.js';
+
+/** @param {string} id */
+const byId = (id) => /** @type {HTMLElement} */ (document.getElementById(id));
+
+async function main() {
+  bindTheme(byId('theme'));
+  const info = await getInfo().catch(() => null);
+  const server = serverOf(info);
+  nav(byId('nav'), info);
+  about(info);
+
+  /** @type {Record<string, Workspace>} */
+  const workspaces = {};
+  const history = new History(byId('history'), byId('history-list'), (run) => {
+    select(run.kind);
+    if (!workspaces[run.kind].reopen(run)) return;
+    byId(`${run.kind}-results`).scrollIntoView({ block: 'nearest' });
+    byId(`${run.kind}-results`).focus({ preventScroll: true });
+  });
+  for (const mode of [TEXT, IMAGE]) {
+    workspaces[mode.kind] = new Workspace(mode, byId(`panel-${mode.kind}`), server, (run) => history.add(run));
+  }
+  // On a phone the parameters start folded: the prompt and the canvas come first.
+  if (window.matchMedia('(max-width: 60rem)').matches) for (const fold of document.querySelectorAll('details.params')) fold.removeAttribute('open');
+  if (!server.draws) byId('tab-image').remove();
+  const select = tabs(byId('tabs'));
+  document.documentElement.dataset.ready = 'true';
+}
+
+/** @param {any} info */
+function about(info) {
+  const model = info?.model ?? {};
+  const parts = [model.name, info?.adapter ?? model.adapter, info?.version ? `v${String(info.version).replace(/^v/, '')}` : null].filter(Boolean);
+  byId('about').replaceChildren(...(info ? parts.map((part) => h('span', { text: String(part) })) : [h('span', { text: 'The server does not answer: defaults are guesses.' })]));
+}
+
+main();
