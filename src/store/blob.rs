@@ -36,10 +36,7 @@ pub(super) fn encode<T: Element>(values: &[T]) -> Vec<u8> {
 pub(super) fn decode<T: Element>(column: &str, blob: &[u8]) -> Result<Vec<T>, StoreError> {
     let (elements, rest) = blob.as_chunks::<4>();
     if !rest.is_empty() {
-        let problem = format!(
-            "column {column} has {} bytes, not a multiple of 4",
-            blob.len()
-        );
+        let problem = format!("column {column} has {} bytes, not a multiple of 4", blob.len());
         return Err(StoreError::Database(problem));
     }
     Ok(elements.iter().map(|bytes| T::from_le(*bytes)).collect())
@@ -52,14 +49,8 @@ mod tests {
     #[test]
     fn bytes_are_little_endian_and_come_back() {
         assert_eq!(encode(&[1_u32, u32::MAX]), [1, 0, 0, 0, 255, 255, 255, 255]);
-        assert_eq!(
-            decode::<i32>("c", &encode(&[-1_i32, i32::MIN])).unwrap(),
-            [-1, i32::MIN]
-        );
-        assert_eq!(
-            decode::<f32>("c", &encode(&[-0.5_f32])).unwrap(),
-            [-0.5_f32]
-        );
+        assert_eq!(decode::<i32>("c", &encode(&[-1_i32, i32::MIN])).unwrap(), [-1, i32::MIN]);
+        assert_eq!(decode::<f32>("c", &encode(&[-0.5_f32])).unwrap(), [-0.5_f32]);
         assert!(decode::<u32>("c", &[]).unwrap().is_empty());
     }
 

@@ -19,8 +19,8 @@ use uuid::Uuid;
 
 pub use open::OpenError;
 pub use rows::{
-    MAX_COMMENT_BYTES, MAX_ELEMENTS, MAX_HASH_BYTES, MAX_JSON_BYTES, MAX_NAME_BYTES, MAX_NUMBER,
-    MAX_ROWS, MAX_TEXT_BYTES,
+    MAX_COMMENT_BYTES, MAX_ELEMENTS, MAX_HASH_BYTES, MAX_JSON_BYTES, MAX_NAME_BYTES, MAX_NUMBER, MAX_ROWS,
+    MAX_TEXT_BYTES,
 };
 pub use sqlite::{MAX_RATINGS, SqliteStore};
 pub use subject::{SUBJECT_KEY_BYTES, SubjectKey};

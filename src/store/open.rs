@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use sqlx::migrate::{MigrateError, Migration, MigrationType, Migrator};
 use sqlx::sqlite::{
-    SqliteAutoVacuum, SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqlitePool,
-    SqlitePoolOptions, SqliteSynchronous,
+    SqliteAutoVacuum, SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqlitePool, SqlitePoolOptions,
+    SqliteSynchronous,
 };
 use sqlx::{ConnectOptions, SqlSafeStr};
 
@@ -27,8 +27,7 @@ const READERS: u32 = 4;
 const WAL_BYTES: &str = "67108864";
 
 /// Migrations in order, (version, name, SQL). Released ones never change.
-const MIGRATIONS: [(i64, &str, &str); 1] =
-    [(1, "log", include_str!("migrations/sqlite/0001_log.sql"))];
+const MIGRATIONS: [(i64, &str, &str); 1] = [(1, "log", include_str!("migrations/sqlite/0001_log.sql"))];
 
 /// Why a data directory could not be opened.
 #[derive(Debug, thiserror::Error)]
@@ -84,14 +83,9 @@ pub(super) struct Opened {
 /// Creates `dir` where needed, locks it, and opens its database with the newest schema.
 pub(super) async fn open(dir: &Path) -> Result<Opened, OpenError> {
     let lock = lock(dir)?;
-    let database = |error: sqlx::Error| OpenError::Database {
-        dir: dir.to_owned(),
-        problem: error.to_string(),
-    };
-    let options = SqliteConnectOptions::new()
-        .filename(dir.join(DATABASE))
-        .busy_timeout(BUSY)
-        .disable_statement_logging();
+    let database = |error: sqlx::Error| OpenError::Database { dir: dir.to_owned(), problem: error.to_string() };
+    let options =
+        SqliteConnectOptions::new().filename(dir.join(DATABASE)).busy_timeout(BUSY).disable_statement_logging();
     let mut writer = options
         .clone()
         .auto_vacuum(SqliteAutoVacuum::Incremental)
@@ -113,27 +107,18 @@ pub(super) async fn open(dir: &Path) -> Result<Opened, OpenError> {
         .connect_with(options.read_only(true))
         .await
         .map_err(database)?;
-    Ok(Opened {
-        lock,
-        writer,
-        readers,
-    })
+    Ok(Opened { lock, writer, readers })
 }
 
 /// Creates the directory and the database's file, readable by their owner only, and takes the lock.
 fn lock(dir: &Path) -> Result<File, OpenError> {
-    let io = |cause| OpenError::Io {
-        dir: dir.to_owned(),
-        cause,
-    };
+    let io = |cause| OpenError::Io { dir: dir.to_owned(), cause };
     create(dir).map_err(io)?;
     let lock = private_file(&dir.join(LOCK)).map_err(io)?;
     match lock.try_lock() {
         Ok(()) => {}
         Err(TryLockError::WouldBlock) => {
-            return Err(OpenError::InUse {
-                dir: dir.to_owned(),
-            });
+            return Err(OpenError::InUse { dir: dir.to_owned() });
         }
         Err(TryLockError::Error(cause)) => return Err(io(cause)),
     }
@@ -177,14 +162,7 @@ async fn migrate(dir: &Path, connection: &mut SqliteConnection) -> Result<(), Op
     let known = known.into_iter().max().unwrap_or(0);
     let migrator = Migrator::with_migrations(migrations.into());
     migrator.run(connection).await.map_err(|error| match error {
-        MigrateError::VersionMissing(found) if found > known => OpenError::Newer {
-            dir: dir.to_owned(),
-            found,
-            known,
-        },
-        other => OpenError::Database {
-            dir: dir.to_owned(),
-            problem: other.to_string(),
-        },
+        MigrateError::VersionMissing(found) if found > known => OpenError::Newer { dir: dir.to_owned(), found, known },
+        other => OpenError::Database { dir: dir.to_owned(), problem: other.to_string() },
     })
 }

@@ -65,19 +65,12 @@ impl Operation for AddFeedback {
     async fn apply(&self, connection: &mut SqliteConnection) -> Result<FeedbackAck, StoreError> {
         let feedback = &self.0;
         if let Some(key) = &feedback.idempotency_key {
-            let first = sqlx::query::<Sqlite>(FIRST_ANSWER)
-                .bind(key.as_str())
-                .fetch_optional(&mut *connection)
-                .await?;
+            let first = sqlx::query::<Sqlite>(FIRST_ANSWER).bind(key.as_str()).fetch_optional(&mut *connection).await?;
             if let Some(first) = first {
                 if first.try_get::<&[u8], _>("body_sha256")? != feedback.body_sha256 {
                     return Err(StoreError::IdempotencyMismatch);
                 }
-                return Ok(FeedbackAck {
-                    id: uuid(&first, "id")?,
-                    adapter: first.try_get("adapter")?,
-                    replayed: true,
-                });
+                return Ok(FeedbackAck { id: uuid(&first, "id")?, adapter: first.try_get("adapter")?, replayed: true });
             }
         }
         let id = Uuid::now_v7();
@@ -96,11 +89,7 @@ impl Operation for AddFeedback {
             .fetch_optional(connection)
             .await?
             .ok_or(StoreError::UnknownCompletion(feedback.completion))?;
-        Ok(FeedbackAck {
-            id,
-            adapter: stored.try_get("adapter")?,
-            replayed: false,
-        })
+        Ok(FeedbackAck { id, adapter: stored.try_get("adapter")?, replayed: false })
     }
 }
 
@@ -130,18 +119,14 @@ impl Operation for DeleteCompletion {
     type Output = bool;
 
     async fn apply(&self, connection: &mut SqliteConnection) -> Result<bool, StoreError> {
-        let done = sqlx::query::<Sqlite>(DELETE_COMPLETION)
-            .bind(self.0.as_bytes().as_slice())
-            .execute(connection)
-            .await?;
+        let done =
+            sqlx::query::<Sqlite>(DELETE_COMPLETION).bind(self.0.as_bytes().as_slice()).execute(connection).await?;
         Ok(done.rows_affected() > 0)
     }
 }
 
 /// Microseconds since the epoch; a clock before 1970 reads as 0.
 fn now_us() -> i64 {
-    let since = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default();
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     i64::try_from(since.as_micros()).unwrap_or(i64::MAX)
 }

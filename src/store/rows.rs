@@ -98,8 +98,7 @@ impl CompletionRow {
     }
 
     pub(super) fn from_row(row: &SqliteRow) -> Result<Self, StoreError> {
-        let grid: (Option<u32>, Option<u32>) =
-            (row.try_get("grid_rows")?, row.try_get("grid_columns")?);
+        let grid: (Option<u32>, Option<u32>) = (row.try_get("grid_rows")?, row.try_get("grid_columns")?);
         Ok(Self {
             id: uuid(row, "id")?,
             group: uuid(row, "group_id")?,
@@ -122,9 +121,7 @@ impl CompletionRow {
             seed: row.try_get::<i64, _>("seed")?.cast_unsigned(),
             finish_reason: row.try_get("finish_reason")?,
             steps: row.try_get("steps")?,
-            positions_evaluated: row
-                .try_get::<i64, _>("positions_evaluated")?
-                .cast_unsigned(),
+            positions_evaluated: row.try_get::<i64, _>("positions_evaluated")?.cast_unsigned(),
             queue_ms: row.try_get("queue_ms")?,
             denoise_ms: row.try_get("denoise_ms")?,
             subject_hash: row.try_get("subject_hash")?,
@@ -183,8 +180,7 @@ impl FeedbackRow {
 
 /// Reads a 16-byte column.
 pub(super) fn uuid(row: &SqliteRow, column: &'static str) -> Result<Uuid, StoreError> {
-    Uuid::from_slice(row.try_get(column)?)
-        .map_err(|error| StoreError::Database(format!("column {column}: {error}")))
+    Uuid::from_slice(row.try_get(column)?).map_err(|error| StoreError::Database(format!("column {column}: {error}")))
 }
 
 pub(super) fn at_most(field: &'static str, actual: usize, limit: usize) -> Result<(), StoreError> {
@@ -214,8 +210,7 @@ fn finite(field: &'static str, value: f64) -> Result<(), StoreError> {
 }
 
 fn parse(column: &str, text: &str) -> Result<serde_json::Value, StoreError> {
-    serde_json::from_str(text)
-        .map_err(|error| StoreError::Database(format!("column {column}: {error}")))
+    serde_json::from_str(text).map_err(|error| StoreError::Database(format!("column {column}: {error}")))
 }
 
 fn bytes_of(value: &Option<impl AsRef<[u8]>>) -> usize {

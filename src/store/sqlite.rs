@@ -54,18 +54,10 @@ impl SqliteStore {
     /// As [`open`](Self::open).
     pub async fn open_with(data_dir: &Path, limits: Limits) -> Result<Self, OpenError> {
         let opened = open(data_dir).await?;
-        let subject_key =
-            (subject_key(&opened.readers).await).map_err(|error| OpenError::Database {
-                dir: data_dir.to_owned(),
-                problem: error.to_string(),
-            })?;
+        let subject_key = (subject_key(&opened.readers).await)
+            .map_err(|error| OpenError::Database { dir: data_dir.to_owned(), problem: error.to_string() })?;
         let (writer, queue) = Writer::new(opened.writer, opened.lock, limits);
-        Ok(Self {
-            queue,
-            readers: opened.readers,
-            subject_key,
-            writer: Mutex::new(Some(tokio::spawn(writer.run()))),
-        })
+        Ok(Self { queue, readers: opened.readers, subject_key, writer: Mutex::new(Some(tokio::spawn(writer.run()))) })
     }
 
     /// The hasher of users' ids that belongs to this data directory.
@@ -76,9 +68,7 @@ impl SqliteStore {
 }
 
 async fn subject_key(readers: &SqlitePool) -> Result<SubjectKey, StoreError> {
-    let row = sqlx::query::<Sqlite>("SELECT value FROM meta WHERE key = 'subject_key'")
-        .fetch_one(readers)
-        .await?;
+    let row = sqlx::query::<Sqlite>("SELECT value FROM meta WHERE key = 'subject_key'").fetch_one(readers).await?;
     let key = <[u8; SUBJECT_KEY_BYTES]>::try_from(row.try_get::<&[u8], _>("value")?)
         .map_err(|_| StoreError::Database("meta.subject_key has a wrong length".into()))?;
     Ok(SubjectKey::new(key))
@@ -126,9 +116,7 @@ impl Store for SqliteStore {
     }
 
     async fn counts(&self) -> Result<StoreCounts, StoreError> {
-        let row = sqlx::query::<Sqlite>(COUNTS)
-            .fetch_one(&self.readers)
-            .await?;
+        let row = sqlx::query::<Sqlite>(COUNTS).fetch_one(&self.readers).await?;
         Ok(StoreCounts {
             completions: row.try_get::<i64, _>("completions")?.cast_unsigned(),
             feedback: row.try_get::<i64, _>("feedback")?.cast_unsigned(),
@@ -137,9 +125,7 @@ impl Store for SqliteStore {
 
     async fn ping(&self) -> Result<(), StoreError> {
         self.queue.check()?;
-        sqlx::query::<Sqlite>("SELECT 1 FROM meta")
-            .fetch_one(&self.readers)
-            .await?;
+        sqlx::query::<Sqlite>("SELECT 1 FROM meta").fetch_one(&self.readers).await?;
         Ok(())
     }
 

@@ -48,13 +48,8 @@ mod tests {
     fn is_hmac_sha256() {
         // Expected value: Python's hmac.new(bytes(range(32)), b"ada", "sha256").hexdigest().
         let key = SubjectKey::new(std::array::from_fn(|i| u8::try_from(i).unwrap()));
-        let hex: String = (key.hash_subject("ada").iter())
-            .map(|byte| format!("{byte:02x}"))
-            .collect();
-        assert_eq!(
-            hex,
-            "9556fd532c3b9e35076ea008688401f9cb99ba974b3efedbb0c450109b523c97"
-        );
+        let hex: String = (key.hash_subject("ada").iter()).map(|byte| format!("{byte:02x}")).collect();
+        assert_eq!(hex, "9556fd532c3b9e35076ea008688401f9cb99ba974b3efedbb0c450109b523c97");
     }
 
     #[test]

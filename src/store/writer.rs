@@ -28,11 +28,7 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self {
-            queue: 4096,
-            batch: 256,
-            window: Duration::from_millis(3),
-        }
+        Self { queue: 4096, batch: 256, window: Duration::from_millis(3) }
     }
 }
 
@@ -92,11 +88,7 @@ impl Queue {
     /// Queues `operation` and waits until its transaction is on stable storage.
     pub(super) async fn write<O: Operation>(&self, operation: O) -> Result<O::Output, StoreError> {
         let (reply, answer) = oneshot::channel();
-        let job = Box::new(Pending {
-            operation,
-            outcome: None,
-            reply,
-        });
+        let job = Box::new(Pending { operation, outcome: None, reply });
         self.jobs.try_send(job).map_err(|error| match error {
             mpsc::error::TrySendError::Full(_) => StoreError::Full { limit: self.limit },
             mpsc::error::TrySendError::Closed(_) => closed(),
@@ -138,18 +130,8 @@ impl Writer {
         let limit = limits.queue.max(1);
         let (sender, jobs) = mpsc::channel(limit);
         let closing = Arc::new(Notify::new());
-        let queue = Queue {
-            jobs: sender,
-            closing: closing.clone(),
-            limit,
-        };
-        let writer = Self {
-            connection,
-            jobs,
-            closing,
-            limits,
-            lock,
-        };
+        let queue = Queue { jobs: sender, closing: closing.clone(), limit };
+        let writer = Self { connection, jobs, closing, limits, lock };
         (writer, queue)
     }
 
