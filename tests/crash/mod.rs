@@ -13,9 +13,7 @@ use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
-use lacuna::store::{
-    CompletionRow, FeedbackAck, Kind, NewFeedback, OpenError, SqliteStore, Store, Value,
-};
+use lacuna::store::{CompletionRow, FeedbackAck, Kind, NewFeedback, OpenError, SqliteStore, Store, Value};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
 use sqlx::{Connection, Executor, Row};
 use tokio::task::JoinSet;
@@ -60,10 +58,7 @@ async fn kill_at_any_moment_loses_nothing_acknowledged() {
     let withdrew = count(|stage| matches!(stage, Stage::Withdrew(_)));
     let deleted = count(|stage| matches!(stage, Stage::Deleted));
     let tested = rated > 0 && withdrew > 0 && deleted > 0;
-    assert!(
-        tested,
-        "{rated} rated, {withdrew} withdrew, {deleted} deleted"
-    );
+    assert!(tested, "{rated} rated, {withdrew} withdrew, {deleted} deleted");
 }
 
 /// Starts the child, kills it some time after it said so many lines, and notes all that it said.
@@ -167,20 +162,16 @@ async fn verify(dir: &Path, said: &mut Said, rounds: u32) {
                     assert_eq!(ack.replayed, !ratings.is_empty());
                     *stage = Stage::Rated(ack.id);
                 }
-                Stage::Rated(first)
-                | Stage::Withdrawing(first)
-                | Stage::Withdrew(first)
-                | Stage::Deleting(first) => assert!(ack.replayed && ack.id == first),
+                Stage::Rated(first) | Stage::Withdrawing(first) | Stage::Withdrew(first) | Stage::Deleting(first) => {
+                    assert!(ack.replayed && ack.id == first)
+                }
                 Stage::Deleted => panic!("{id} is back"),
             }
         }
     }
     let stored = store.counts().await.unwrap().completions;
     let under_way = stored.checked_sub(live).expect("fewer than were read");
-    assert!(
-        under_way <= u64::from(AUTHORS * rounds),
-        "{under_way} never said"
-    );
+    assert!(under_way <= u64::from(AUTHORS * rounds), "{under_way} never said");
     store.close().await;
 
     let options = SqliteConnectOptions::new().filename(dir.join("lacuna.db"));
@@ -210,11 +201,7 @@ fn child() {
     let Some(dir) = std::env::var_os(DIR) else {
         return;
     };
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-        .unwrap();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     runtime.block_on(async {
         // The harness leaves its own line open.
         std::io::stdout().write_all(b"\n").unwrap();
