@@ -3,13 +3,40 @@
 //! Lives here: rows, durability, migrations. Does not: tensors, HTTP, the engine. Ids of prompts are data; raw user
 //! ids are not: only their hash is ever stored.
 
+mod blob;
+mod open;
+mod operations;
+mod rows;
+mod sqlite;
+mod subject;
+#[cfg(test)]
+mod tests;
+mod writer;
+
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+pub use open::OpenError;
+pub use rows::{
+    MAX_COMMENT_BYTES, MAX_ELEMENTS, MAX_HASH_BYTES, MAX_JSON_BYTES, MAX_NAME_BYTES, MAX_NUMBER, MAX_ROWS,
+    MAX_TEXT_BYTES,
+};
+pub use sqlite::{MAX_RATINGS, SqliteStore};
+pub use subject::{SUBJECT_KEY_BYTES, SubjectKey};
+pub use writer::Limits;
+
 /// Why the log could not be read or written.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error)]
 pub enum StoreError {
+    /// A row holds what the log does not keep: a number that is not finite, or more than the bound.
+    #[error("{field} {problem}")]
+    Invalid {
+        /// Which field of the row.
+        field: &'static str,
+        /// What is wrong with it: the bound and the actual size, never the content.
+        problem: String,
+    },
     /// The feedback names a completion that is not in the log.
     #[error("completion {0} is not in the log")]
     UnknownCompletion(Uuid),
@@ -17,14 +44,21 @@ pub enum StoreError {
     #[error("idempotency key was already used with another body; use a new key for a new request")]
     IdempotencyMismatch,
     /// The writer's queue is full.
-    #[error("the log's write queue is full ({limit} rows waiting); retry later")]
+    #[error("the log's write queue is full ({limit} writes waiting); retry later")]
     Full {
-        /// Rows that may wait.
+        /// Writes that may wait.
         limit: usize,
     },
     /// The database failed.
     #[error("the log's database failed: {0}")]
     Database(String),
+}
+
+impl From<sqlx::Error> for StoreError {
+    fn from(error: sqlx::Error) -> Self {
+        // Names statements, columns and constraints. Values are bound, so no prompt can be in it.
+        Self::Database(error.to_string())
+    }
 }
 
 /// Text or image.
@@ -150,17 +184,17 @@ pub struct FeedbackRow {
 pub struct StoreCounts {
     /// Completions in the log.
     pub completions: u64,
-    /// Ratings in the log.
+    /// Ratings in the log, replaced ones too.
     pub feedback: u64,
 }
 
 /// The log. Implementations are shared between tasks; every method may wait for the disk.
 #[async_trait]
 pub trait Store: Send + Sync {
-    /// Appends completions. They can be rated as soon as this returns.
+    /// Appends completions, all or none. They are on stable storage and can be rated as soon as this returns.
     ///
     /// # Errors
-    /// `Full` or `Database`.
+    /// `Invalid`, `Full` or `Database` (also for an id that is in the log already).
     async fn record(&self, rows: Vec<CompletionRow>) -> Result<(), StoreError>;
 
     /// One completion, or `None` when it is not in the log.
@@ -169,25 +203,28 @@ pub trait Store: Send + Sync {
     /// `Database`.
     async fn completion(&self, id: Uuid) -> Result<Option<CompletionRow>, StoreError>;
 
-    /// Removes a completion and its ratings. False when it was not in the log.
+    /// Removes a completion and its ratings, text and all. False when it was not in the log.
     ///
     /// # Errors
     /// `Full` or `Database`.
     async fn delete_completion(&self, id: Uuid) -> Result<bool, StoreError>;
 
-    /// Stores a rating and returns once it is on stable storage.
+    /// Stores a rating and returns once it is on stable storage. The caller may stop waiting; a rating that was queued
+    /// is stored all the same.
     ///
     /// # Errors
-    /// `UnknownCompletion`, `IdempotencyMismatch`, `Full` or `Database`.
+    /// `Invalid`, `UnknownCompletion`, `IdempotencyMismatch`, `Full` or `Database`.
     async fn add_feedback(&self, feedback: NewFeedback) -> Result<FeedbackAck, StoreError>;
 
-    /// Effective ratings of a completion: the newest per metric and subject.
+    /// Effective ratings of a completion: the newest per metric and subject, unless it was taken back; raters without a
+    /// subject count as one. Newest first, at most [`MAX_RATINGS`].
     ///
     /// # Errors
     /// `Database`.
     async fn feedback_of(&self, completion: Uuid) -> Result<Vec<FeedbackRow>, StoreError>;
 
-    /// Takes a rating back. False when it was not in the log.
+    /// Takes a rating back; the one it had replaced does not return. False when it was not in the log, or was taken back
+    /// before. The row stays as history until its completion is deleted.
     ///
     /// # Errors
     /// `Full` or `Database`.
@@ -205,6 +242,6 @@ pub trait Store: Send + Sync {
     /// `Database`.
     async fn ping(&self) -> Result<(), StoreError>;
 
-    /// Writes what is pending and closes the database.
+    /// Refuses new writes, writes what is pending and closes the database.
     async fn close(&self);
 }
