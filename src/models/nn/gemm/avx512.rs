@@ -1,9 +1,9 @@
 //! The AVX-512 BF16 product: both operands packed into panels of bf16 pairs, then tiles of 12×32 sums in registers.
 //!
 //! The blocking is Goto and van de Geijn's (2008): a strip of `NC` columns of b and `KC` rows is packed once, then
-//! blocks of `MC` rows of a; a panel of b (16 KiB) stays in the first-level cache while panels of a stream past it
-//! from the second. `vdpbf16ps` multiplies pairs along k, so a panel holds, per pair of k, one `u32` (two bf16) for
-//! each of its rows. Its sums round to nearest even and flush denormals, whatever the thread's floating-point mode.
+//! blocks of `MC` rows of a, which stay in the second-level cache while every panel of b passes. `vdpbf16ps`
+//! multiplies pairs along k, so a panel holds, per pair of k, one `u32` (two bf16) for each of its rows. Its sums
+//! round to nearest even and flush denormals, whatever the thread's floating-point mode.
 
 use super::MatRef;
 use bytemuck::{Pod, Zeroable};
@@ -17,12 +17,13 @@ const MR: usize = 12;
 const NR: usize = 2 * LANES;
 /// `u32`s or f32s in a vector.
 const LANES: usize = 16;
-/// Depth of a block: a panel of b takes `KC`·`NR` bf16 = 16 KiB of a 32 KiB cache. Even, so that only the end of k
-/// has an odd half pair.
-const KC: usize = 256;
+/// Depth of a block. A panel of a takes `KC`·`MR` bf16 = 12 KiB of a 32 KiB cache; one of b takes 32 KiB and streams
+/// from the next cache, at a fifth of what that can deliver. Deeper is better for a large output, which is read and
+/// written once per block. Even, so that only the end of k has half a pair.
+const KC: usize = 512;
 /// Rows of a block of a: `MC`·`KC` bf16 = 240 KiB of a 1 MiB second-level cache.
-const MC: usize = 40 * MR;
-/// Columns of a strip of b, which bounds the packed copy to 1 MiB.
+const MC: usize = 20 * MR;
+/// Columns of a strip of b, which bounds the packed copy to 2 MiB.
 const NC: usize = 64 * NR;
 
 /// How many columns ahead [`pack_columns`] fetches.
@@ -249,8 +250,7 @@ fn interleave_words() -> __m512i {
 #[inline]
 #[target_feature(enable = "avx512f")]
 fn prefetch(from: &[f32], distance: usize) {
-    // SAFETY: a prefetch reads nothing, and its address may be invalid.
-    unsafe { _mm_prefetch::<_MM_HINT_T0>(from.as_ptr().wrapping_add(distance).cast()) }
+    _mm_prefetch::<_MM_HINT_T0>(from.as_ptr().wrapping_add(distance).cast());
 }
 
 /// Thirty-two f32s as bf16, `low` first, rounded to nearest even.
