@@ -119,18 +119,8 @@ pub fn swiglu(gate: &[f32], up: &[f32], out: &mut [f32]) {
 
 /// [`swiglu`]'s gradients, given `grad` = ∂loss/∂out; overwrites `d_gate` and `d_up`.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
-pub fn swiglu_backward(
-    gate: &[f32],
-    up: &[f32],
-    grad: &[f32],
-    d_gate: &mut [f32],
-    d_up: &mut [f32],
-) {
-    debug_assert!(
-        [gate.len(), up.len(), d_gate.len(), d_up.len()]
-            .iter()
-            .all(|&n| n == grad.len())
-    );
+pub fn swiglu_backward(gate: &[f32], up: &[f32], grad: &[f32], d_gate: &mut [f32], d_up: &mut [f32]) {
+    debug_assert!([gate.len(), up.len(), d_gate.len(), d_up.len()].iter().all(|&n| n == grad.len()));
     let inputs = gate.iter().zip(up).zip(grad);
     for ((((&g, &u), &grad), d_gate), d_up) in inputs.zip(d_gate).zip(d_up) {
         let s = sigmoid(g);
@@ -157,19 +147,8 @@ pub fn rms_norm(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) -> f32 {
 ///
 /// With h = grad·weight: `d_x` = r·h − x·r³·mean(h·x) and `d_weight` += grad·x·r. `d_x` serves as scratch for h.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
-pub fn rms_norm_backward(
-    x: &[f32],
-    weight: &[f32],
-    r: f32,
-    grad: &[f32],
-    d_x: &mut [f32],
-    d_weight: &mut [f32],
-) {
-    debug_assert!(
-        [weight.len(), grad.len(), d_x.len(), d_weight.len()]
-            .iter()
-            .all(|&n| n == x.len())
-    );
+pub fn rms_norm_backward(x: &[f32], weight: &[f32], r: f32, grad: &[f32], d_x: &mut [f32], d_weight: &mut [f32]) {
+    debug_assert!([weight.len(), grad.len(), d_x.len(), d_weight.len()].iter().all(|&n| n == x.len()));
     for ((((h, d_w), &g), &w), &x) in d_x.iter_mut().zip(d_weight).zip(grad).zip(weight).zip(x) {
         *h = g * w;
         *d_w += g * x * r;
@@ -188,17 +167,10 @@ fn max_of(row: &[f32]) -> f32 {
     let (chunks, tail) = row.as_chunks::<LANES>();
     for chunk in chunks {
         for i in 0..LANES {
-            lanes[i] = if chunk[i] > lanes[i] {
-                chunk[i]
-            } else {
-                lanes[i]
-            };
+            lanes[i] = if chunk[i] > lanes[i] { chunk[i] } else { lanes[i] };
         }
     }
-    lanes
-        .iter()
-        .chain(tail)
-        .fold(f32::NEG_INFINITY, |m, &x| if x > m { x } else { m })
+    lanes.iter().chain(tail).fold(f32::NEG_INFINITY, |m, &x| if x > m { x } else { m })
 }
 
 /// row ← e^(row − max), and returns (max, Σ e^(row − max)).
@@ -270,10 +242,7 @@ mod tests {
     }
 
     fn assert_close(got: f64, want: f64, tolerance: f64, what: &str) {
-        assert!(
-            (got - want).abs() <= tolerance * (1.0 + want.abs()),
-            "{what}: got {got}, want {want}"
-        );
+        assert!((got - want).abs() <= tolerance * (1.0 + want.abs()), "{what}: got {got}, want {want}");
     }
 
     /// d loss / d x\[i\] by central differences, where loss = Σ out·grad in f64.
@@ -288,10 +257,7 @@ mod tests {
     }
 
     fn weighted(out: &[f32], grad: &[f32]) -> f64 {
-        out.iter()
-            .zip(grad)
-            .map(|(&o, &g)| f64::from(o) * f64::from(g))
-            .sum()
+        out.iter().zip(grad).map(|(&o, &g)| f64::from(o) * f64::from(g)).sum()
     }
 
     const SIZES: [usize; 7] = [1, 2, 31, 32, 33, 97, 576];
@@ -323,20 +289,10 @@ mod tests {
         for n in SIZES {
             let (a, b) = (values(2, n, 3.0), values(3, n, 3.0));
             assert_close(f64::from(dot(&a, &b)), weighted(&a, &b), 1e-4, "dot");
-            assert_close(
-                f64::from(sum_squares(&a)),
-                weighted(&a, &a),
-                1e-5,
-                "sum of squares",
-            );
+            assert_close(f64::from(sum_squares(&a)), weighted(&a, &a), 1e-5, "sum of squares");
             let mut y = b.clone();
             add_scaled(0.5, &a, &mut y);
-            assert!(
-                y.iter()
-                    .zip(&a)
-                    .zip(&b)
-                    .all(|((&y, &a), &b)| y == b + 0.5 * a)
-            );
+            assert!(y.iter().zip(&a).zip(&b).all(|((&y, &a), &b)| y == b + 0.5 * a));
         }
         assert_eq!(dot(&[], &[]), 0.0);
     }
@@ -378,12 +334,7 @@ mod tests {
             let (out, r) = run(&x, &w);
             let exact = 1.0 / (weighted(&x, &x) / n as f64 + f64::from(eps)).sqrt();
             for ((&out, &x), &w) in out.iter().zip(&x).zip(&w) {
-                assert_close(
-                    f64::from(out),
-                    f64::from(x) * exact * f64::from(w),
-                    1e-6,
-                    "rms_norm",
-                );
+                assert_close(f64::from(out), f64::from(x) * exact * f64::from(w), 1e-6, "rms_norm");
             }
             let (mut d_x, mut d_w) = (vec![f32::NAN; n], vec![1.0; n]);
             rms_norm_backward(&x, &w, r, &grad, &mut d_x, &mut d_w);
