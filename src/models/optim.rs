@@ -50,6 +50,9 @@ pub struct Parameter {
     pub rule: Rule,
 }
 
+/// What is subtracted (times the rate), and the new first and second state.
+type Update = (Tensor, Tensor, Option<Tensor>);
+
 /// An optimiser with its state.
 pub struct Optimizer {
     config: OptimConfig,
@@ -100,19 +103,34 @@ impl Optimizer {
         }
         self.step += 1;
         let clip = (self.config.max_grad_norm / norm).min(1.0);
-        for (i, grad) in grads.iter().enumerate() {
-            let update = match self.parameters[i].rule {
-                Rule::AdamW => self.adam_update(i, &(grad * clip)?)?,
-                Rule::Muon => self.muon_update(i, grad)?,
-            };
+        let updates = self.updates(grads, clip)?;
+        for (i, (update, first, second)) in updates.into_iter().enumerate() {
             let var = &self.parameters[i].var;
             let decay = if var.rank() == 2 { lr * self.config.weight_decay } else { 0.0 };
             var.set(&((var.as_tensor() * (1.0 - decay))? - (update * lr)?)?)?;
+            (self.first[i], self.second[i]) = (first, second);
         }
         Ok(norm)
     }
 
-    fn adam_update(&mut self, i: usize, grad: &Tensor) -> Result<Tensor> {
+    /// Updates and new states of all variables. Each is a function of its own gradient and state, so they are spread
+    /// over threads: the many small products of one Muon update would leave all but one idle.
+    fn updates(&self, grads: &[Tensor], clip: f64) -> Result<Vec<Update>> {
+        let threads = std::thread::available_parallelism().map_or(1, usize::from).min(grads.len().max(1));
+        let one = |i: usize| match self.parameters[i].rule {
+            Rule::AdamW => self.adam_update(i, &(&grads[i] * clip)?),
+            Rule::Muon => self.muon_update(i, &grads[i]),
+        };
+        let mut parts: Vec<_> = std::thread::scope(|scope| {
+            let work = |t| scope.spawn(move || (t..grads.len()).step_by(threads).map(one).collect::<Result<Vec<_>>>());
+            let workers: Vec<_> = (0..threads).map(work).collect();
+            let joined = workers.into_iter().map(|w| w.join().unwrap_or_else(|_| candle_core::bail!("a thread failed")));
+            joined.map(|part| part.map(Vec::into_iter)).collect::<Result<_>>()
+        })?;
+        Ok((0..grads.len()).filter_map(|i| parts[i % threads].next()).collect())
+    }
+
+    fn adam_update(&self, i: usize, grad: &Tensor) -> Result<Update> {
         let OptimConfig { beta1, beta2, eps, .. } = self.config;
         let mean = ((&self.first[i] * beta1)? + (grad * (1.0 - beta1))?)?;
         let Some(second) = &self.second[i] else { candle_core::bail!("AdamW state of parameter {i} is missing") };
@@ -120,18 +138,16 @@ impl Optimizer {
         let correction1 = 1.0 - beta1.powf(self.step as f64);
         let correction2 = 1.0 - beta2.powf(self.step as f64);
         let update = ((&mean / correction1)? / ((&square / correction2)?.sqrt()? + eps)?)?;
-        (self.first[i], self.second[i]) = (mean.detach(), Some(square.detach()));
-        Ok(update)
+        Ok((update, mean.detach(), Some(square.detach())))
     }
 
-    fn muon_update(&mut self, i: usize, grad: &Tensor) -> Result<Tensor> {
+    fn muon_update(&self, i: usize, grad: &Tensor) -> Result<Update> {
         let momentum = self.config.momentum;
         let buffer = ((&self.first[i] * momentum)? + grad)?.detach();
         // Nesterov: look one step ahead.
         let direction = orthogonalise(&(grad + (&buffer * momentum)?)?)?;
         let (rows, cols) = direction.dims2()?;
-        self.first[i] = buffer;
-        direction * (0.2 * (rows.max(cols) as f64).sqrt())
+        Ok(((direction * (0.2 * (rows.max(cols) as f64).sqrt()))?, buffer, None))
     }
 
     /// The state by name, to be saved beside the weights.
