@@ -10,9 +10,11 @@ use image::RgbImage;
 
 use crate::text::Tokenizer;
 
+pub mod backbone;
 pub mod nn;
 pub mod optim;
 pub mod transformer;
+pub mod weights;
 
 /// Why a model could not be loaded or run.
 #[derive(Debug, thiserror::Error)]

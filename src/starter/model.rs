@@ -1,0 +1,92 @@
+//! The built-in model, ready to serve: embedded weights, tokenizer, layout and image codec.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use candle_core::Device;
+use image::RgbImage;
+
+use super::scenes::{Codec, GRID};
+use super::{NAME, StarterLayout, code_ids, config, tokenizer};
+use crate::models::backbone::TransformerBackbone;
+use crate::models::nn::Precision;
+use crate::models::transformer::{Transformer, TransformerConfig, parameters};
+use crate::models::weights::Weights;
+use crate::models::{ImageCodec, ImageSpec, Model, ModelError, ModelSpec};
+
+/// The weights that ship with the program, bf16.
+static WEIGHTS: &[u8] = include_bytes!("model.safetensors");
+
+/// The built-in model on `device`.
+///
+/// # Errors
+/// When the device has no room for it.
+pub fn load(device: &Device) -> Result<Model, ModelError> {
+    from_bytes(WEIGHTS, config(), device)
+}
+
+/// The weights that `lacuna pretrain` left in `dir`, in the place of the built-in ones.
+///
+/// # Errors
+/// When the file cannot be read or does not fit.
+pub fn load_from(dir: &Path, device: &Device) -> Result<Model, ModelError> {
+    let path = dir.join("model.safetensors");
+    let bytes = std::fs::read(&path).map_err(|e| ModelError::Weights(format!("{}: {e}", path.display())))?;
+    from_bytes(&bytes, config(), device)
+}
+
+/// A model of the starter's family from weights in memory.
+///
+/// # Errors
+/// When they do not fit `config`.
+pub fn from_bytes(bytes: &[u8], config: TransformerConfig, device: &Device) -> Result<Model, ModelError> {
+    let weights = Weights::from_bytes(bytes, &config, device)?;
+    let tokenizer = tokenizer::load().map_err(|e| ModelError::Tokenizer(e.to_string()))?;
+    let text_ids = 0..tokenizer::VOCAB_SIZE as u32;
+    let spec = ModelSpec {
+        name: NAME.to_owned(),
+        vocab_size: config.embedding_size,
+        image: Some(ImageSpec { codes: code_ids(), grid: (GRID, GRID) }),
+        mask_id: tokenizer::MASK,
+        eos_ids: vec![tokenizer::EOS],
+        banned_ids: text_ids.clone().filter(|&id| id != tokenizer::EOS && tokenizer.is_special(id)).collect(),
+        text_ids,
+        max_positions: config.max_sequence_length,
+        d_model: config.d_model,
+        n_layers: config.n_layers,
+        parameters: parameters(&config),
+        sha256: weights.sha256.clone(),
+    };
+    let transformer = Transformer::new(config, Precision::Exact, |name| weights.get(name))?;
+    Ok(Model {
+        backbone: Arc::new(TransformerBackbone::new(spec, transformer)),
+        tokenizer: Arc::new(tokenizer),
+        layout: Arc::new(StarterLayout),
+        codec: Some(Arc::new(SceneCodec(Codec::new()))),
+    })
+}
+
+/// The scenes' codebook as a codec.
+struct SceneCodec(Codec);
+
+impl ImageCodec for SceneCodec {
+    fn decode(&self, codes: &[u32], grid: (usize, usize)) -> Result<RgbImage, ModelError> {
+        check(grid)?;
+        // A code beyond u16 is beyond the codebook, too, and refused by the codebook with its position.
+        let codes: Vec<u16> = codes.iter().map(|&code| u16::try_from(code).unwrap_or(u16::MAX)).collect();
+        self.0.decode(&codes).map_err(|e| ModelError::Input(e.to_string()))
+    }
+
+    fn encode(&self, image: &RgbImage, grid: (usize, usize)) -> Result<Vec<u32>, ModelError> {
+        check(grid)?;
+        Ok(self.0.encode(image).into_iter().map(u32::from).collect())
+    }
+}
+
+fn check(grid: (usize, usize)) -> Result<(), ModelError> {
+    if grid == (GRID, GRID) {
+        return Ok(());
+    }
+    let (rows, cols) = grid;
+    Err(ModelError::Input(format!("grid: {rows}×{cols} cells; this model draws {GRID}×{GRID}")))
+}
