@@ -21,6 +21,8 @@ pub struct Draw {
     pub index: usize,
     /// Its probability under softmax(logits), nothing scaled, filtered or banned: the reference's confidence.
     pub confidence: f64,
+    /// Its probability among the ids that may be drawn, nothing scaled or filtered.
+    pub share: f64,
     /// Its log-probability among the ids that may be drawn, nothing scaled or filtered.
     pub logprob: f64,
 }
@@ -49,6 +51,7 @@ pub fn draw(row: &[f32], banned: &[usize], rule: Rule, uniform: f64) -> Option<D
     Some(Draw {
         index,
         confidence: logit.exp() / (allowed_mass + banned_mass),
+        share: logit.exp() / allowed_mass,
         logprob: logit - allowed_mass.ln(),
     })
 }

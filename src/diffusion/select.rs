@@ -197,7 +197,7 @@ impl TextPolicy {
             TextSampler::Threshold { .. } if self.within + 1 >= block.steps => (0..draws.len()).collect(),
             TextSampler::Threshold { threshold } => {
                 // Fast-dLLM bans the mask id before the softmax.
-                let confidence: Vec<f64> = draws.iter().map(|d| d.logprob.exp()).collect();
+                let confidence: Vec<f64> = draws.iter().map(|d| d.share).collect();
                 confident(&confidence, threshold)
             }
         }
@@ -274,7 +274,7 @@ mod tests {
     const RULE: Rule = Rule { temperature: 0.0, top_k: 0, top_p: 1.0 };
 
     fn sure(confidence: f64) -> Draw {
-        Draw { index: 0, confidence, logprob: confidence.ln() }
+        Draw { index: 0, confidence, share: confidence, logprob: confidence.ln() }
     }
 
     #[test]
