@@ -1,3 +1,4 @@
 //! Tests from outside the crate.
 
 mod crash;
+mod properties;

@@ -5,6 +5,8 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+pub use crate::diffusion::params::{FinishReason, ImageParams, ImageSampler, Schedule, TextParams, TextSampler};
+
 /// Who goes first when the device is busy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -16,91 +18,6 @@ pub enum Priority {
     Batch,
     /// Samples for training; runs in what is left over.
     Rollout,
-}
-
-/// How a masked text position gets its token and when it commits (`reference` names: LLaDA, Fast-dLLM).
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-#[serde(tag = "kind", rename_all = "snake_case")]
-pub enum TextSampler {
-    /// The most confident positions commit, a fixed number per step (LLaDA `low_confidence`).
-    LowConfidence,
-    /// Random positions commit, a fixed number per step (LLaDA `random`).
-    Random,
-    /// Every position at least this confident commits, and always the best one (Fast-dLLM).
-    Threshold {
-        /// Probability in `(0, 1]`.
-        threshold: f64,
-    },
-}
-
-/// How masked image positions commit.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-#[serde(tag = "kind", rename_all = "snake_case")]
-pub enum ImageSampler {
-    /// Confidence order with annealed Gumbel noise (MaskGIT, MMaDA).
-    Maskgit,
-    /// Ancestral sampling of the absorbing process (MaskGRPO, Alg. 4).
-    Emerge,
-}
-
-/// Share of positions still masked after a share of the steps.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Schedule {
-    /// cos(πr/2).
-    Cosine,
-    /// 1 − r.
-    Linear,
-    /// 1 − r².
-    Pow2,
-}
-
-/// Parameters of a text completion, already validated against the limits.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct TextParams {
-    /// Length of the generated canvas.
-    pub max_tokens: usize,
-    /// Forwards over the whole canvas; spread over the blocks.
-    pub steps: usize,
-    /// Length of a semi-autoregressive block; `max_tokens` for one block.
-    pub block_length: usize,
-    /// 0 takes the most likely token.
-    pub temperature: f64,
-    /// Nucleus; 1 is off.
-    pub top_p: f64,
-    /// 0 is off.
-    pub top_k: usize,
-    /// Which positions commit.
-    pub sampler: TextSampler,
-    /// w in (1+w)·conditional − w·unconditional; 0 is off.
-    pub guidance_scale: f64,
-    /// End when EOS and everything before it are committed.
-    pub stop_at_eos: bool,
-    /// Strings that end the text.
-    pub stop: Vec<String>,
-}
-
-/// Parameters of an image, already validated against the limits.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct ImageParams {
-    /// Forwards.
-    pub steps: usize,
-    /// w in (1+w)·conditional − w·unconditional; 0 is off.
-    pub guidance_scale: f64,
-    /// Reveal schedule.
-    pub schedule: Schedule,
-    /// maskgit: Gumbel noise on the confidence, annealed to 0; emerge: temperature of the token draw. 0 is greedy.
-    pub temperature: f64,
-    /// Temperature of the token draw; `None`: 1, or 0 when `temperature` is 0.
-    pub token_temperature: Option<f64>,
-    /// Which positions commit.
-    pub sampler: ImageSampler,
-    /// Rows and columns of the token grid.
-    pub grid: (usize, usize),
-    /// Known codes, for inpainting: one entry per grid cell; empty when all are to be drawn.
-    pub initial_codes: Vec<Option<u32>>,
-    /// Send a preview every so many steps; 0 for none.
-    pub preview_every: usize,
 }
 
 /// What to fill.
@@ -162,18 +79,6 @@ pub struct Edit {
     pub text: String,
     /// Confidence in `[0, 1]` at which it committed.
     pub confidence: f32,
-}
-
-/// Why a completion ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum FinishReason {
-    /// EOS or a stop string; for an image, every code is drawn.
-    Stop,
-    /// The whole canvas is committed without an end.
-    Length,
-    /// The deadline passed; what was left was committed in one step.
-    Deadline,
 }
 
 /// A finished completion, text or image.

@@ -1,18 +1,40 @@
 //! Concurrency without maths: the handle that the rest of the server talks to, the pure scheduler, the device thread.
 //!
-//! `job` is the vocabulary, `scheduler` decides who steps (no tensors), `runner` is the one thread that owns the device.
+//! `job` is the vocabulary, `admit` turns requests into canvases, `scheduler` decides who steps (no tensors), `runner` is
+//! the one thread that owns the device, `ticket` and `transcript` are the client's side of a request.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use std::time::Instant;
 
-use image::RgbImage;
+use image::{Rgb, RgbImage};
 use tokio::sync::mpsc;
 use uuid::Uuid;
 
+mod admit;
 pub mod job;
+mod runner;
+mod running;
+pub mod scheduler;
+mod shared;
+pub mod stats;
+mod ticket;
+mod transcript;
 
 pub use job::{Event, Finished, Request};
+pub use stats::Counters;
+pub use ticket::Ticket;
 
-use crate::models::ModelSpec;
+use crate::models::{Model, ModelError, ModelSpec};
+use job::Task;
+use runner::{Command, Runner};
+use running::{Job, Running};
+use shared::Shared;
+
+/// Step, block and preview events that may wait for a slow client; later ones are merged or dropped.
+const EVENTS: usize = 64;
+/// What a masked cell looks like.
+const BLANK: Rgb<u8> = Rgb([128, 128, 128]);
 
 /// Why the engine refused or failed a request.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -52,16 +74,6 @@ pub struct Limits {
     pub max_running: usize,
 }
 
-/// A submitted request. Dropping it cancels the request at the next step.
-pub struct Ticket {
-    /// Id shared by the `n` completions, UUIDv7.
-    pub group: Uuid,
-    /// Ids of the completions, in order of index.
-    pub completions: Vec<Uuid>,
-    /// Ends with `Done` or `Failed`.
-    pub events: mpsc::Receiver<Event>,
-}
-
 /// What the engine is doing now; for `/info`, `/ready` and metrics.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Status {
@@ -75,17 +87,55 @@ pub struct Status {
     pub draining: bool,
 }
 
-/// The door to the device thread. Cheap to clone.
+/// The door to the device thread. Cheap to clone; the thread ends when the last clone is gone and all is done.
 #[derive(Clone)]
 pub struct Engine {
+    model: Model,
     spec: Arc<ModelSpec>,
+    limits: Arc<Limits>,
+    shared: Arc<Shared>,
+    commands: mpsc::Sender<Command>,
+    ids: Arc<AtomicU64>,
+}
+
+impl std::fmt::Debug for Engine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Engine").field("model", &self.spec.name).field("status", &self.status()).finish_non_exhaustive()
+    }
 }
 
 impl Engine {
+    /// Starts the device thread.
+    ///
+    /// # Errors
+    /// `Device` when the operating system gives no thread.
+    pub fn start(model: Model, limits: Limits) -> Result<Self, EngineError> {
+        let shared = Arc::new(Shared::new());
+        // A request holds at least one of `max_queue` places, so the channel is never full.
+        let (commands, receiver) = mpsc::channel(limits.max_queue.max(1));
+        let runner = Runner::new(model.clone(), &limits, receiver, Arc::clone(&shared));
+        let alive = Alive(Arc::clone(&shared));
+        std::thread::Builder::new()
+            .name("lacuna-device".to_owned())
+            .spawn(move || {
+                let _alive = alive;
+                runner.run();
+            })
+            .map_err(|e| EngineError::Device(format!("the device thread did not start: {e}")))?;
+        let spec = Arc::new(model.backbone.spec().clone());
+        Ok(Self { model, spec, limits: Arc::new(limits), shared, commands, ids: Arc::new(AtomicU64::new(0)) })
+    }
+
     /// What is served.
     #[must_use]
     pub fn spec(&self) -> &ModelSpec {
         &self.spec
+    }
+
+    /// What is admitted.
+    #[must_use]
+    pub fn limits(&self) -> &Limits {
+        &self.limits
     }
 
     /// `name@version` of the adapter that new requests are pinned to; `base@0` without one.
@@ -99,8 +149,67 @@ impl Engine {
     /// # Errors
     /// `Invalid`, `Full` or `Draining`; nothing is queued then.
     pub fn submit(&self, request: Request) -> Result<Ticket, EngineError> {
-        let _ = request;
-        Err(EngineError::Draining)
+        let submitted = Instant::now();
+        if self.status().draining {
+            return Err(EngineError::Draining);
+        }
+        let admitted = admit::admit(&self.model, &request, &self.limits)?;
+        let n = admitted.canvases.len();
+        let (events, frames) = mpsc::channel(EVENTS + n + 1);
+        let reserved = (0..=n).map_while(|_| events.clone().try_reserve_owned().ok()).collect();
+        let id = self.ids.fetch_add(n as u64 + 1, SeqCst);
+        let completions: Vec<Uuid> = (0..n).map(|_| Uuid::now_v7()).collect();
+        let places = admitted.canvases.into_iter().zip(&completions).zip(0u32..);
+        let running = places.map(|((canvas, &uuid), index)| Running {
+            id: id + 1 + u64::from(index),
+            job: id,
+            index,
+            uuid,
+            canvas,
+            begun: None,
+            edits: Vec::new(),
+            searched: 0,
+        });
+        let style = admitted.style;
+        let job = Job {
+            id,
+            priority: request.priority,
+            events,
+            reserved,
+            unfinished: n,
+            deadline: request.deadline.and_then(|d| submitted.checked_add(d)),
+            submitted,
+            preview_every: match &request.task {
+                Task::Image(params) => params.preview_every,
+                Task::Text(_) => 0,
+            },
+            style: style.clone(),
+        };
+        self.enqueue(job, running.collect())?;
+        Ok(Ticket::new(Uuid::now_v7(), completions, frames, style))
+    }
+
+    fn enqueue(&self, job: Job, canvases: Vec<Running>) -> Result<(), EngineError> {
+        let (n, limit) = (canvases.len(), self.limits.max_queue);
+        let Some(ahead) = self.shared.enter(n, limit) else {
+            let excess = (self.status().queued + n).saturating_sub(limit);
+            return Err(EngineError::Full { limit, retry_after_s: self.shared.retry_after(excess) });
+        };
+        // Looked at again after the places are taken: either this sees the switch, or `drain` sees the places.
+        if self.status().draining {
+            self.shared.withdraw(n);
+            return Err(EngineError::Draining);
+        }
+        job.offer(Event::Queued { ahead });
+        self.commands.try_send(Command::Submit(Box::new(job), canvases)).map_err(|e| {
+            self.shared.withdraw(n);
+            match e {
+                mpsc::error::TrySendError::Full(_) => {
+                    EngineError::Full { limit, retry_after_s: self.shared.retry_after(n) }
+                }
+                mpsc::error::TrySendError::Closed(_) => EngineError::Device("the engine has stopped".to_owned()),
+            }
+        })
     }
 
     /// The picture of a grid of codes; masked cells (`None`) are drawn as an even neutral cell.
@@ -108,23 +217,81 @@ impl Engine {
     /// # Errors
     /// `Invalid` when the model has no image side or a code is outside the codebook.
     pub fn render(&self, codes: &[Option<u32>], grid: (usize, usize)) -> Result<RgbImage, EngineError> {
-        let _ = (codes, grid);
-        Err(EngineError::Draining)
+        let codec = self.codec()?;
+        let known: Vec<u32> = codes.iter().map(|code| code.unwrap_or(0)).collect();
+        let mut picture = codec.decode(&known, grid).map_err(|e| refused("codes", &e))?;
+        let (rows, columns) = (grid.0.max(1) as u32, grid.1.max(1) as u32);
+        let (height, width) = (picture.height() / rows, picture.width() / columns);
+        for (cell, _) in codes.iter().enumerate().filter(|(_, code)| code.is_none()) {
+            let (top, left) = (cell as u32 / columns * height, cell as u32 % columns * width);
+            for y in top..(top + height).min(picture.height()) {
+                for x in left..(left + width).min(picture.width()) {
+                    picture.put_pixel(x, y, BLANK);
+                }
+            }
+        }
+        Ok(picture)
+    }
+
+    /// The codes of a picture, for inpainting.
+    ///
+    /// # Errors
+    /// `Invalid` when the model has no image side or cannot encode the picture.
+    pub fn encode_image(&self, picture: &RgbImage, grid: (usize, usize)) -> Result<Vec<u32>, EngineError> {
+        self.codec()?.encode(picture, grid).map_err(|e| refused("image", &e))
+    }
+
+    fn codec(&self) -> Result<&dyn crate::models::ImageCodec, EngineError> {
+        self.model.codec.as_deref().ok_or_else(|| EngineError::Invalid {
+            field: "model",
+            message: format!("{} has no image side; ask for text instead", self.spec.name),
+        })
     }
 
     /// Text of ids, special ids left out.
     #[must_use]
     pub fn detokenize(&self, ids: &[u32]) -> String {
-        let _ = ids;
-        String::new()
+        self.model.tokenizer.decode(ids)
     }
 
     /// What it is doing now.
     #[must_use]
     pub fn status(&self) -> Status {
-        Status::default()
+        self.shared.status()
+    }
+
+    /// Sums since the start; subtract two readings to measure what lies between them.
+    #[must_use]
+    pub fn counters(&self) -> Counters {
+        self.shared.stats.read()
     }
 
     /// Refuses new requests from now on and returns when the running ones are done.
-    pub async fn drain(&self) {}
+    pub async fn drain(&self) {
+        let mut changed = self.shared.changed.subscribe();
+        self.shared.draining.store(true, SeqCst);
+        loop {
+            let status = self.status();
+            if status.queued + status.running == 0 || self.commands.is_closed() {
+                return;
+            }
+            if changed.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+}
+
+fn refused(field: &'static str, error: &ModelError) -> EngineError {
+    EngineError::Invalid { field, message: error.to_string() }
+}
+
+/// Tells the rest when the thread is gone, however it went.
+struct Alive(Arc<Shared>);
+
+impl Drop for Alive {
+    fn drop(&mut self) {
+        self.0.healthy.store(false, SeqCst);
+        self.0.changed.send_replace(());
+    }
 }

@@ -1,0 +1,156 @@
+//! One step of masked diffusion for any mix of canvases. Start reading here.
+//!
+//! pack → one forward → logits of the positions that may commit → guidance → one copy to the host → draw → select →
+//! commit. What is drawn depends on (seed, step, position) and the row of logits alone, so a canvas gets the same
+//! tokens whoever rides along. Who steps when is the engine's business.
+
+use std::time::{Duration, Instant};
+
+use rayon::prelude::*;
+
+use super::batch::{Batch, Chunk, Task};
+use super::canvas::{Canvas, StepOutcome};
+use super::guidance::combine;
+use super::memo::Memo;
+use super::rng::{Purpose, uniform};
+use super::sample::{Draw, draw};
+use crate::models::{Backbone, ModelError};
+
+/// A canvas cannot go on; it is as before the step. Others of the same step are not affected.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the logits at position {position} are not finite; lower guidance_scale, or check the weights")]
+pub struct NotFinite {
+    /// Position in its canvas.
+    pub position: u32,
+}
+
+/// Why canvases could not be completed.
+#[derive(Debug, thiserror::Error)]
+pub enum DenoiseError {
+    /// The model or its device failed.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// There was nothing to draw from.
+    #[error(transparent)]
+    NotFinite(#[from] NotFinite),
+}
+
+/// What a step may save without changing a token. All on by default; tests turn them off to compare.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Savings {
+    /// Canvases that are still identical (`n` completions before their first step) share one forward.
+    pub share_first_step: bool,
+    /// Logits of the first unconditional step are kept from one request to the next.
+    pub memoise_unconditional: bool,
+}
+
+impl Default for Savings {
+    fn default() -> Self {
+        Self { share_first_step: true, memoise_unconditional: true }
+    }
+}
+
+/// What a step did and what it took.
+#[derive(Debug, Clone, Default)]
+pub struct Tick {
+    /// One per canvas, in order.
+    pub outcomes: Vec<Result<StepOutcome, NotFinite>>,
+    /// Rows of the forward.
+    pub rows: usize,
+    /// Time in the transformer.
+    pub forward: Duration,
+    /// Time in the head, guidance, draws and the copy to the host.
+    pub sampling: Duration,
+}
+
+/// Steps canvases of one model.
+#[derive(Debug)]
+pub struct Denoiser {
+    /// What may be saved.
+    pub savings: Savings,
+    /// Most bytes of logits at a time.
+    pub logits_cap: usize,
+    memo: Memo,
+}
+
+impl Default for Denoiser {
+    fn default() -> Self {
+        Self { savings: Savings::default(), logits_cap: 64 << 20, memo: Memo::default() }
+    }
+}
+
+impl Denoiser {
+    /// One step of every canvas, in one packed forward. Canvases that are done must not be passed.
+    ///
+    /// # Errors
+    /// When the model fails; the canvases are then as before.
+    pub fn step(&mut self, model: &dyn Backbone, canvases: &mut [&mut Canvas]) -> Result<Tick, ModelError> {
+        let started = Instant::now();
+        let batch = Batch::pack(canvases, self.savings, &self.memo);
+        let hidden = if batch.packed.rows() > 0 { Some(model.forward(&batch.packed)?) } else { None };
+        let forward = started.elapsed();
+
+        let mut draws = Vec::with_capacity(batch.tasks.len());
+        for chunk in batch.chunks(self.logits_cap) {
+            let logits = chunk.logits(model, hidden.as_ref())?;
+            let drawn = chunk.tasks.par_iter().map(|task| draw_one(&chunk, &logits, task, canvases));
+            draws.extend(drawn.collect::<Vec<_>>());
+            if self.savings.memoise_unconditional {
+                self.memo.keep(&chunk, &logits, canvases);
+            }
+        }
+
+        let mut outcomes = vec![Ok(StepOutcome::default()); canvases.len()];
+        for group in &batch.groups {
+            let canvas = &mut canvases[group.canvas];
+            canvas.note_forward(group.rows);
+            let drawn = draws[group.tasks.clone()].iter().copied().collect::<Result<Vec<Draw>, _>>();
+            outcomes[group.canvas] = drawn.map(|drawn| canvas.commit(&drawn));
+        }
+        Ok(Tick { outcomes, rows: batch.packed.rows(), forward, sampling: started.elapsed() - forward })
+    }
+}
+
+/// The draw for one position.
+fn draw_one(chunk: &Chunk<'_>, logits: &[f32], task: &Task, canvases: &[&mut Canvas]) -> Result<Draw, NotFinite> {
+    let canvas = &canvases[task.canvas];
+    let (seed, step, counter) = canvas.counter(task.position);
+    let u = uniform(seed, Purpose::Token, step, counter);
+    let conditional = chunk.conditional(logits, task);
+    let drawn = match (chunk.unconditional(logits, task), canvas.unconditional()) {
+        (Some(row), Some(side)) => draw(&combine(conditional, row, side.scale), canvas.banned(), canvas.rule(), u),
+        _ => draw(conditional, canvas.banned(), canvas.rule(), u),
+    };
+    drawn.ok_or(NotFinite { position: task.position })
+}
+
+/// One step with all savings; see [`Denoiser::step`].
+///
+/// # Errors
+/// When the model fails, or for the first canvas that cannot go on.
+pub fn step(model: &dyn Backbone, canvases: &mut [&mut Canvas]) -> Result<Vec<StepOutcome>, DenoiseError> {
+    let tick = Denoiser::default().step(model, canvases)?;
+    Ok(tick.outcomes.into_iter().collect::<Result<_, _>>()?)
+}
+
+/// Runs canvases to their end without a server, at most `max_rows` rows at a time (a larger canvas runs alone).
+///
+/// # Errors
+/// As [`step`].
+pub fn complete(model: &dyn Backbone, canvases: &mut [Canvas], max_rows: usize) -> Result<(), DenoiseError> {
+    let mut denoiser = Denoiser::default();
+    loop {
+        let mut rows = 0;
+        let mut batch: Vec<&mut Canvas> = Vec::new();
+        for canvas in canvases.iter_mut().filter(|c| c.finish().is_none()) {
+            if batch.is_empty() || rows + canvas.rows() <= max_rows {
+                rows += canvas.rows();
+                batch.push(canvas);
+            }
+        }
+        if batch.is_empty() {
+            return Ok(());
+        }
+        denoiser.step(model, &mut batch)?.outcomes.into_iter().collect::<Result<Vec<_>, _>>()?;
+    }
+}

@@ -1,0 +1,58 @@
+//! Unconditional logits of first steps, kept from one request to the next.
+//!
+//! Before its first step the unconditional side of a canvas is the same for every request of a shape: all masks
+//! (text), or the empty prompt's frame around all masks (images). Its rows are pure functions of those ids.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use super::batch::{Chunk, Source};
+use super::canvas::Canvas;
+
+/// Most bytes kept; when they are spent everything is forgotten.
+const CAP: usize = 32 << 20;
+
+/// Rows of one unconditional sequence by position, and by whether they are an image's codes.
+type Rows = HashMap<(u32, bool), Arc<[f32]>>;
+
+/// The rows that are known. Belongs to one set of weights.
+#[derive(Debug, Default)]
+pub(crate) struct Memo {
+    known: HashMap<Vec<u32>, Rows>,
+    bytes: usize,
+}
+
+impl Memo {
+    /// The unconditional rows of a canvas' next step, if all are known.
+    pub(crate) fn find(&self, canvas: &Canvas) -> Option<Vec<Arc<[f32]>>> {
+        let side = canvas.unconditional().filter(|_| canvas.is_fresh())?;
+        let rows = self.known.get(&side.ids)?;
+        canvas.due().iter().map(|&p| rows.get(&(side.position(p), canvas.is_image())).cloned()).collect()
+    }
+
+    /// Keeps what a tick found out. Called before the canvases commit.
+    pub(crate) fn keep(&mut self, chunk: &Chunk<'_>, logits: &[f32], canvases: &[&mut Canvas]) {
+        for task in chunk.tasks {
+            let canvas = &*canvases[task.canvas];
+            let (true, Some(side), Some(Source::Hidden(_))) =
+                (canvas.is_fresh(), canvas.unconditional(), &task.unconditional)
+            else {
+                continue;
+            };
+            let Some(row) = chunk.unconditional(logits, task) else { continue };
+            let cost = size_of_val(row);
+            if self.bytes + cost > CAP {
+                *self = Self::default();
+            }
+            if !self.known.contains_key(&side.ids) {
+                self.known.insert(side.ids.clone(), Rows::new());
+                self.bytes += size_of_val(side.ids.as_slice());
+            }
+            if let Some(rows) = self.known.get_mut(&side.ids)
+                && rows.insert((side.position(task.position), canvas.is_image()), row.into()).is_none()
+            {
+                self.bytes += cost;
+            }
+        }
+    }
+}

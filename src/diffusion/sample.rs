@@ -1,0 +1,202 @@
+//! From a row of logits to a token: pure functions of the row and one uniform number.
+//!
+//! A categorical draw goes through the inverse distribution function in f64, ids in order. It has the distribution of
+//! the reference's Gumbel argmax (`argmax(logits − T·ln(−ln U))`) and takes one random number instead of one per id.
+
+/// How a token is drawn from its distribution.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Rule {
+    /// 0 takes the most likely id, the lowest one of equals.
+    pub temperature: f64,
+    /// Ids kept, the most likely first; 0 keeps all.
+    pub top_k: usize,
+    /// Smallest share of the probability to keep, after `top_k`; 1 keeps all.
+    pub top_p: f64,
+}
+
+/// A drawn token and what the model thought of it.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Draw {
+    /// Index into the row.
+    pub index: usize,
+    /// Its probability under softmax(logits), nothing scaled, filtered or banned: the reference's confidence.
+    pub confidence: f64,
+    /// Its probability among the ids that may be drawn, nothing scaled or filtered.
+    pub share: f64,
+    /// Its log-probability among the ids that may be drawn, nothing scaled or filtered.
+    pub logprob: f64,
+}
+
+/// Draws from `row` (logits, one per id) with `uniform` in `[0, 1)`. `banned` are indices that are never drawn.
+/// `None` when no id is left or the row is not finite.
+#[must_use]
+pub fn draw(row: &[f32], banned: &[usize], rule: Rule, uniform: f64) -> Option<Draw> {
+    let mut allowed = row.to_vec();
+    for &i in banned {
+        if let Some(logit) = allowed.get_mut(i) {
+            *logit = f32::NEG_INFINITY;
+        }
+    }
+    let best = argmax(&allowed)?;
+    let top = f64::from(row[best]);
+    let weight = |&logit: &f32| (f64::from(logit) - top).exp();
+    let allowed_mass: f64 = allowed.iter().map(weight).sum();
+    let banned_mass: f64 = banned.iter().filter_map(|&i| row.get(i)).map(weight).sum();
+    // A banned logit may be far above the rest: then the confidence is 0.
+    if !allowed_mass.is_finite() || banned_mass.is_nan() {
+        return None;
+    }
+    let index = if rule.temperature > 0.0 { categorical(&allowed, top, rule, uniform) } else { best };
+    let logit = f64::from(allowed[index]) - top;
+    Some(Draw {
+        index,
+        confidence: logit.exp() / (allowed_mass + banned_mass),
+        share: logit.exp() / allowed_mass,
+        logprob: logit - allowed_mass.ln(),
+    })
+}
+
+/// The first of the largest finite logits.
+fn argmax(row: &[f32]) -> Option<usize> {
+    let mut best: Option<usize> = None;
+    for (i, &logit) in row.iter().enumerate() {
+        // NaN fails every comparison; it is caught by the sum.
+        if logit.is_finite() && best.is_none_or(|b| logit > row[b]) {
+            best = Some(i);
+        }
+    }
+    best
+}
+
+/// The smallest index whose cumulative weight exceeds `uniform` of the total; `top` is the largest logit.
+fn categorical(row: &[f32], top: f64, rule: Rule, uniform: f64) -> usize {
+    let mut weights: Vec<f64> = row.iter().map(|&l| ((f64::from(l) - top) / rule.temperature).exp()).collect();
+    filter(&mut weights, rule);
+    let target = uniform * weights.iter().sum::<f64>();
+    let (mut cumulative, mut last) = (0.0, 0);
+    for (i, &weight) in weights.iter().enumerate() {
+        if weight > 0.0 {
+            cumulative += weight;
+            last = i;
+            if target < cumulative {
+                break;
+            }
+        }
+    }
+    // Rounding can leave the target at the very end: then the last possible id is meant.
+    last
+}
+
+/// Zeroes the weights outside the top k and then outside the nucleus. Of equals the lowest id stays.
+fn filter(weights: &mut [f64], rule: Rule) {
+    let (k, p) = (rule.top_k, rule.top_p);
+    if (k == 0 || k >= weights.len()) && p >= 1.0 {
+        return;
+    }
+    let mut order: Vec<usize> = (0..weights.len()).collect();
+    let by_weight = |a: &usize, b: &usize| weights[*b].total_cmp(&weights[*a]).then(a.cmp(b));
+    if k > 0 && k < order.len() {
+        order.select_nth_unstable_by(k - 1, by_weight);
+        order.truncate(k);
+    }
+    if p < 1.0 {
+        order.sort_unstable_by(by_weight);
+        let total: f64 = order.iter().map(|&i| weights[i]).sum();
+        let mut cumulative = 0.0;
+        let kept = order.iter().take_while(|&&i| {
+            let before = cumulative;
+            cumulative += weights[i];
+            before < p * total
+        });
+        let kept = kept.count().max(1);
+        order.truncate(kept);
+    }
+    let mut keep = vec![false; weights.len()];
+    order.iter().for_each(|&i| keep[i] = true);
+    weights.iter_mut().zip(keep).filter(|(_, keep)| !keep).for_each(|(w, _)| *w = 0.0);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::diffusion::rng::{Purpose, uniform};
+
+    const PLAIN: Rule = Rule { temperature: 1.0, top_k: 0, top_p: 1.0 };
+    const GREEDY: Rule = Rule { temperature: 0.0, top_k: 0, top_p: 1.0 };
+
+    fn index(row: &[f32], banned: &[usize], rule: Rule, u: f64) -> usize {
+        draw(row, banned, rule, u).unwrap().index
+    }
+
+    #[test]
+    fn greedy_takes_the_lowest_of_equals_and_never_a_banned_id() {
+        let row = [0.0, 3.0, 3.0, 9.0];
+        assert_eq!(index(&row, &[3], GREEDY, 0.9), 1);
+        assert_eq!(index(&row, &[], GREEDY, 0.0), 3);
+        assert!(draw(&row, &[0, 1, 2, 3], GREEDY, 0.5).is_none());
+    }
+
+    #[test]
+    fn confidence_counts_banned_ids_and_logprob_does_not() {
+        let d = draw(&[0.0, 0.0, 0.0, 0.0], &[2, 3], GREEDY, 0.0).unwrap();
+        assert!((d.confidence - 0.25).abs() < 1e-12);
+        assert!((d.logprob - 0.5f64.ln()).abs() < 1e-12);
+    }
+
+    #[test]
+    fn rows_that_are_not_finite_are_refused() {
+        assert!(draw(&[0.0, f32::NAN], &[], GREEDY, 0.5).is_none());
+        assert!(draw(&[0.0, f32::INFINITY], &[], PLAIN, 0.5).is_none());
+        assert_eq!(index(&[f32::NEG_INFINITY, 1.0], &[], PLAIN, 0.5), 1);
+    }
+
+    #[test]
+    fn the_inverse_distribution_function_has_its_edges() {
+        let row = [1.0f32.ln(), 2.0f32.ln(), 1.0f32.ln()];
+        assert_eq!([0.0, 0.2, 0.3, 0.7, 0.8].map(|u| index(&row, &[], PLAIN, u)), [0, 0, 1, 1, 2]);
+        assert_eq!(index(&row, &[], PLAIN, 1.0 - f64::EPSILON / 2.0), 2);
+        assert_eq!(index(&row, &[2], PLAIN, 1.0 - f64::EPSILON / 2.0), 1);
+    }
+
+    #[test]
+    fn frequencies_follow_the_tempered_softmax() {
+        let row = [0.3f32, -1.0, 1.2, 0.0];
+        let rule = Rule { temperature: 0.7, ..PLAIN };
+        let n = 40_000;
+        let mut counts = [0.0; 4];
+        for p in 0..n {
+            counts[index(&row, &[], rule, uniform(5, Purpose::Token, 0, p))] += 1.0 / f64::from(n);
+        }
+        let weights = row.map(|l| (f64::from(l) / 0.7).exp());
+        let total: f64 = weights.iter().sum();
+        for (count, weight) in counts.iter().zip(weights) {
+            // Standard error at most 0.5/√n = 0.0025.
+            assert!((count - weight / total).abs() < 0.01, "{counts:?}");
+        }
+    }
+
+    #[test]
+    fn filters_keep_the_most_likely() {
+        let row = [0.1f32.ln(), 0.4f32.ln(), 0.2f32.ln(), 0.3f32.ln()];
+        let support = |rule: Rule| -> Vec<usize> {
+            let mut seen: Vec<usize> = (0..1000).map(|i| index(&row, &[], rule, f64::from(i) / 1000.0)).collect();
+            seen.sort_unstable();
+            seen.dedup();
+            seen
+        };
+        assert_eq!(support(Rule { top_k: 2, ..PLAIN }), [1, 3]);
+        assert_eq!(support(Rule { top_k: 1, ..PLAIN }), [1]);
+        assert_eq!(support(Rule { top_p: 0.75, ..PLAIN }), [1, 2, 3]);
+        assert_eq!(support(Rule { top_p: 0.65, ..PLAIN }), [1, 3]);
+        assert_eq!(support(Rule { top_p: 1e-9, ..PLAIN }), [1]);
+        // The nucleus is taken of what top-k left: 0.4 / 0.7 is above a half.
+        assert_eq!(support(Rule { top_k: 2, top_p: 0.5, ..PLAIN }), [1]);
+    }
+
+    #[test]
+    fn filters_keep_the_lowest_of_equals() {
+        let row = [0.0f32; 4];
+        assert_eq!(index(&row, &[], Rule { top_k: 2, ..PLAIN }, 0.99), 1);
+        assert_eq!(index(&row, &[], Rule { top_p: 0.5, ..PLAIN }, 0.99), 1);
+    }
+}

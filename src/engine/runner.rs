@@ -1,0 +1,254 @@
+//! The device thread: it owns every canvas and runs the ticks. Policy is in `scheduler`, mathematics in `diffusion`.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::SeqCst;
+use std::time::{Duration, Instant};
+
+use tokio::sync::mpsc;
+
+use super::job::{Edit, Event, FinishReason, Priority};
+use super::running::{Job, Running};
+use super::scheduler::{Candidate, Scheduler};
+use super::shared::Shared;
+use super::stats::TickStats;
+use super::{EngineError, Limits};
+use crate::diffusion::canvas::StepOutcome;
+use crate::diffusion::{Canvas, Denoiser, Tick};
+use crate::models::Model;
+
+/// A canvas that has waited this long goes first whatever its class.
+const AGING: Duration = Duration::from_secs(2);
+
+/// What the handle asks of the thread.
+pub(super) enum Command {
+    /// Run these canvases.
+    Submit(Box<Job>, Vec<Running>),
+}
+
+/// State of the device thread.
+pub(super) struct Runner {
+    model: Model,
+    max_rows: usize,
+    commands: mpsc::Receiver<Command>,
+    shared: Arc<Shared>,
+    denoiser: Denoiser,
+    scheduler: Scheduler,
+    jobs: HashMap<u64, Job>,
+    /// In order of arrival.
+    canvases: Vec<Running>,
+    started: Instant,
+    /// Mean time of a tick, for deadlines.
+    tick_time: Duration,
+    /// When a canvas was last finished while others were waiting.
+    last_finish: Option<Instant>,
+}
+
+impl Runner {
+    pub(super) fn new(model: Model, limits: &Limits, commands: mpsc::Receiver<Command>, shared: Arc<Shared>) -> Self {
+        Self {
+            model,
+            max_rows: limits.max_rows,
+            commands,
+            shared,
+            denoiser: Denoiser::default(),
+            scheduler: Scheduler::new(limits.max_running, AGING),
+            jobs: HashMap::new(),
+            canvases: Vec::new(),
+            started: Instant::now(),
+            tick_time: Duration::ZERO,
+            last_finish: None,
+        }
+    }
+
+    /// Until every handle is gone and everything is done.
+    pub(super) fn run(mut self) {
+        while self.take_commands() {
+            self.drop_cancelled();
+            self.tick();
+        }
+    }
+
+    /// Takes what is waiting; waits when there is nothing else to do. False when nothing can come any more.
+    fn take_commands(&mut self) -> bool {
+        if self.canvases.is_empty() {
+            self.last_finish = None;
+            match self.commands.blocking_recv() {
+                Some(command) => self.obey(command),
+                None => return false,
+            }
+        }
+        // A closed channel is no reason to stop: what is running is finished first.
+        while let Ok(command) = self.commands.try_recv() {
+            self.obey(command);
+        }
+        true
+    }
+
+    fn obey(&mut self, command: Command) {
+        match command {
+            Command::Submit(job, canvases) => {
+                self.jobs.insert(job.id, *job);
+                self.canvases.extend(canvases);
+            }
+        }
+    }
+
+    /// Forgets requests whose client has gone.
+    fn drop_cancelled(&mut self) {
+        let gone: Vec<u64> = self.jobs.values().filter(|j| j.events.is_closed()).map(|j| j.id).collect();
+        for id in gone {
+            self.shared.stats.disconnected();
+            self.retire(id);
+        }
+    }
+
+    /// Removes a request and whatever is left of its canvases.
+    fn retire(&mut self, job: u64) -> Option<Job> {
+        let shared = &self.shared;
+        self.canvases.retain(|c| {
+            if c.job == job {
+                shared.leave(c.begun.is_some());
+            }
+            c.job != job
+        });
+        self.jobs.remove(&job)
+    }
+
+    fn tick(&mut self) {
+        let began = Instant::now();
+        let chosen = self.plan(began);
+        if chosen.is_empty() {
+            return;
+        }
+        let mut ids: Vec<u64> = Vec::with_capacity(chosen.len());
+        for &i in &chosen {
+            self.canvases[i].begin(began, &self.shared);
+            ids.push(self.canvases[i].id);
+        }
+        let result = {
+            let mut slots: Vec<Option<&mut Canvas>> = self.canvases.iter_mut().map(|c| Some(&mut c.canvas)).collect();
+            let mut canvases: Vec<&mut Canvas> = chosen.iter().filter_map(|&i| slots[i].take()).collect();
+            self.denoiser.step(self.model.backbone.as_ref(), &mut canvases)
+        };
+        self.shared.healthy.store(result.is_ok(), SeqCst);
+        match result {
+            Ok(tick) => self.after(&ids, tick, began),
+            Err(error) => {
+                tracing::error!(%error, canvases = ids.len(), "a forward failed");
+                self.shared.stats.failed();
+                for id in ids {
+                    self.fail(id, &error.to_string());
+                }
+            }
+        }
+        self.shared.publish();
+    }
+
+    /// Who steps, deadlines applied.
+    fn plan(&mut self, now: Instant) -> Vec<usize> {
+        // The step that is about to run ends a tick from now.
+        let soon = now + self.tick_time;
+        let mut candidates = Vec::with_capacity(self.canvases.len());
+        for running in &mut self.canvases {
+            let Some(job) = self.jobs.get(&running.job) else { continue };
+            let urgent = job.deadline.is_some_and(|deadline| soon >= deadline);
+            if urgent {
+                running.canvas.rush();
+            }
+            let fresh = running.canvas.is_fresh() && self.denoiser.savings.share_first_step;
+            candidates.push(Candidate {
+                id: running.id,
+                class: job.priority,
+                rows: running.canvas.rows(),
+                urgent,
+                shared: fresh.then_some(running.job),
+            });
+        }
+        self.scheduler.plan(&candidates, self.max_rows, now - self.started)
+    }
+
+    /// Tells the clients, and retires what is done.
+    fn after(&mut self, ids: &[u64], tick: Tick, began: Instant) {
+        let mut stats = TickStats {
+            canvases: ids.len(),
+            rows: tick.rows,
+            forward: tick.forward,
+            sampling: tick.sampling,
+            ..TickStats::default()
+        };
+        for (&id, outcome) in ids.iter().zip(tick.outcomes) {
+            match outcome {
+                Ok(outcome) => self.report(id, outcome, &mut stats),
+                Err(error) => self.fail(id, &error.to_string()),
+            }
+        }
+        stats.wall = began.elapsed();
+        // An exponential mean over about eight ticks.
+        self.tick_time = if self.tick_time.is_zero() { stats.wall } else { (self.tick_time * 7 + stats.wall) / 8 };
+        self.shared.stats.tick(&stats);
+    }
+
+    fn report(&mut self, id: u64, outcome: StepOutcome, stats: &mut TickStats) {
+        let Some(at) = self.canvases.iter().position(|c| c.id == id) else { return };
+        let running = &mut self.canvases[at];
+        let Some(job) = self.jobs.get_mut(&running.job) else { return };
+        stats.committed += outcome.commits.len();
+        let stopped = running.find_stop(job);
+        let finish = if stopped { Some(FinishReason::Stop) } else { outcome.finish };
+        let index = running.index;
+        running.edits.extend(outcome.commits.iter().map(|c| Edit {
+            position: c.position,
+            token: c.token,
+            text: String::new(),
+            confidence: c.confidence,
+        }));
+        running.send_step(job, outcome.step);
+        if let Some(block) = outcome.block {
+            job.offer(Event::Block { index, block });
+        }
+        let Some(reason) = finish else {
+            let every = job.preview_every;
+            if every > 0 && (outcome.step as usize + 1).is_multiple_of(every) {
+                job.offer(Event::Preview { index, step: outcome.step, codes: running.canvas.partial() });
+            }
+            return;
+        };
+        match running.canvas.is_image() {
+            true => stats.images += 1,
+            false => stats.texts += 1,
+        }
+        self.finish(at, reason);
+    }
+
+    fn finish(&mut self, at: usize, reason: FinishReason) {
+        let running = self.canvases.remove(at);
+        self.shared.leave(true);
+        self.note_throughput();
+        let Some(job) = self.jobs.get_mut(&running.job) else { return };
+        let id = running.job;
+        job.finished(running, reason);
+        if job.unfinished == 0 {
+            self.jobs.remove(&id);
+        }
+    }
+
+    /// Fails the request that a canvas belongs to.
+    fn fail(&mut self, canvas: u64, cause: &str) {
+        let Some(job) = self.canvases.iter().find(|c| c.id == canvas).map(|c| c.job) else { return };
+        if let Some(job) = self.retire(job) {
+            job.failed(EngineError::Device(cause.to_owned()));
+        }
+    }
+
+    /// How often a canvas ends, for an honest `Retry-After`.
+    fn note_throughput(&mut self) {
+        let now = Instant::now();
+        if let Some(last) = self.last_finish.replace(now) {
+            self.shared.note_interval(now - last);
+        }
+    }
+}
+
+/// Classes are ordered as they are scheduled; the scheduler indexes its clocks by them.
+const _: () = assert!(Priority::Interactive as usize == 0 && Priority::Batch as usize == 1 && Priority::Rollout as usize == 2);

@@ -1,0 +1,222 @@
+//! Who steps next. Pure: rows, classes and the time come in, a selection goes out; no tensors, no clock, no channels.
+//!
+//! The rules, in this order:
+//! 1. whoever has waited longest, and longer than the aging limit, goes first, one canvas a tick: nobody starves;
+//! 2. interactive before batch before rollout; only the first `max_running` by class and arrival take part, so that
+//!    what has begun is finished before more is begun, while a higher class displaces a lower one at any step;
+//! 3. inside a class, those near their deadline, then whoever has been served the fewest rows. This is deficit round
+//!    robin in its virtual-time form: a newcomer starts at the least-served one's count;
+//! 4. a canvas that does not fit what is left of the budget is skipped, not waited for.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use super::job::Priority;
+
+/// A canvas that wants to step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Candidate {
+    /// Stable over its life.
+    pub id: u64,
+    /// Its class.
+    pub class: Priority,
+    /// Rows of its next step; at most the budget, or it never fits.
+    pub rows: usize,
+    /// Its deadline is near: one step ends it.
+    pub urgent: bool,
+    /// Canvases with the same key are identical so far: their rows count once in a tick.
+    pub shared: Option<u64>,
+}
+
+/// What is remembered of a canvas between ticks.
+#[derive(Debug, Clone, Copy)]
+struct Account {
+    /// Rows served, in the virtual time of its class.
+    served: u64,
+    /// When it was served last, or arrived.
+    since: Duration,
+    /// Tick in which it was seen last.
+    seen: u64,
+}
+
+/// The scheduler's memory.
+#[derive(Debug)]
+pub struct Scheduler {
+    max_running: usize,
+    aging: Duration,
+    accounts: HashMap<u64, Account>,
+    /// Virtual time of each class.
+    clocks: [u64; 3],
+    tick: u64,
+}
+
+impl Scheduler {
+    /// At most `max_running` canvases a tick; one that has waited for `aging` goes first.
+    #[must_use]
+    pub fn new(max_running: usize, aging: Duration) -> Self {
+        Self { max_running: max_running.max(1), aging, accounts: HashMap::new(), clocks: [0; 3], tick: 0 }
+    }
+
+    /// Which of `canvases` (in order of arrival) step now, as indices into them, in order of precedence; their rows
+    /// are at most `budget` in sum.
+    pub fn plan(&mut self, canvases: &[Candidate], budget: usize, now: Duration) -> Vec<usize> {
+        self.note(canvases, now);
+        let (mut left, mut chosen) = (budget, Vec::new());
+        for index in self.precedence(canvases, now) {
+            let canvas = &canvases[index];
+            let same = |&i: &usize| canvas.shared.is_some() && canvases[i].shared == canvas.shared;
+            let cost = if chosen.iter().any(same) { 0 } else { canvas.rows };
+            if cost > left {
+                continue;
+            }
+            left -= cost;
+            chosen.push(index);
+            if let Some(account) = self.accounts.get_mut(&canvas.id) {
+                account.served += cost as u64;
+                account.since = now;
+            }
+            if chosen.len() == self.max_running {
+                break;
+            }
+        }
+        chosen
+    }
+
+    /// Opens accounts of newcomers, closes those of the departed, moves the clocks.
+    fn note(&mut self, canvases: &[Candidate], now: Duration) {
+        self.tick += 1;
+        let tick = self.tick;
+        let mut least = [u64::MAX; 3];
+        for canvas in canvases {
+            if let Some(account) = self.accounts.get_mut(&canvas.id) {
+                account.seen = tick;
+                let class = &mut least[canvas.class as usize];
+                *class = (*class).min(account.served);
+            }
+        }
+        for (clock, least) in self.clocks.iter_mut().zip(least) {
+            if least != u64::MAX {
+                *clock = (*clock).max(least);
+            }
+        }
+        for canvas in canvases {
+            let served = self.clocks[canvas.class as usize];
+            self.accounts.entry(canvas.id).or_insert(Account { served, since: now, seen: tick });
+        }
+        self.accounts.retain(|_, account| account.seen == tick);
+    }
+
+    /// All that may step, first things first.
+    fn precedence(&self, canvases: &[Candidate], now: Duration) -> Vec<usize> {
+        let account = |i: usize| self.accounts.get(&canvases[i].id);
+        let mut order: Vec<usize> = (0..canvases.len()).collect();
+        // Stable: arrival decides among equals.
+        order.sort_by_key(|&i| canvases[i].class);
+        order.truncate(self.max_running);
+        order.sort_by_key(|&i| {
+            let served = account(i).map_or(0, |a| a.served);
+            (canvases[i].class, !canvases[i].urgent, served, i)
+        });
+        let waited = |i: usize| account(i).map_or(Duration::ZERO, |a| now.saturating_sub(a.since));
+        let oldest = (0..canvases.len()).filter(|&i| waited(i) >= self.aging).max_by_key(|&i| (waited(i), usize::MAX - i));
+        if let Some(oldest) = oldest {
+            order.retain(|&i| i != oldest);
+            order.insert(0, oldest);
+        }
+        order
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use Priority::{Batch, Interactive, Rollout};
+
+    const NEVER: Duration = Duration::MAX;
+
+    fn canvas(id: u64, class: Priority, rows: usize) -> Candidate {
+        Candidate { id, class, rows, urgent: false, shared: None }
+    }
+
+    fn at(tick: u64) -> Duration {
+        Duration::from_millis(tick * 10)
+    }
+
+    #[test]
+    fn classes_go_in_order() {
+        let mut s = Scheduler::new(8, NEVER);
+        let all = [canvas(1, Rollout, 10), canvas(2, Batch, 10), canvas(3, Interactive, 10)];
+        assert_eq!(s.plan(&all, 20, at(0)), [2, 1]);
+        assert_eq!(s.plan(&all, 10, at(1)), [2]);
+    }
+
+    #[test]
+    fn a_misfit_is_skipped_not_waited_for() {
+        let mut s = Scheduler::new(8, NEVER);
+        let all = [canvas(1, Interactive, 60), canvas(2, Interactive, 60), canvas(3, Batch, 40)];
+        assert_eq!(s.plan(&all, 100, at(0)), [0, 2]);
+        // Neither had its turn before: the one that was skipped goes first now.
+        assert_eq!(s.plan(&all, 100, at(1)), [1, 2]);
+    }
+
+    #[test]
+    fn rows_are_shared_evenly_inside_a_class() {
+        let mut s = Scheduler::new(8, NEVER);
+        let all = [canvas(1, Interactive, 100), canvas(2, Interactive, 25), canvas(3, Interactive, 25)];
+        let mut rows = [0; 3];
+        for tick in 0..400 {
+            for i in s.plan(&all, 100, at(tick)) {
+                rows[i] += all[i].rows;
+            }
+        }
+        // The large one excludes the others from its ticks, so each of them waits for it, and it for them.
+        assert!(rows[0] <= 2 * rows[1] && rows[1] <= 2 * rows[0], "{rows:?}");
+        assert_eq!(rows[1], rows[2]);
+    }
+
+    #[test]
+    fn a_newcomer_has_no_credit_from_before_its_time() {
+        let mut s = Scheduler::new(8, NEVER);
+        let old = canvas(1, Interactive, 10);
+        (0..100).for_each(|tick| assert_eq!(s.plan(&[old], 10, at(tick)), [0]));
+        let both = [old, canvas(2, Interactive, 10)];
+        let turns: Vec<usize> = (100..104).flat_map(|tick| s.plan(&both, 10, at(tick))).collect();
+        assert_eq!(turns.iter().filter(|&&i| i == 0).count(), 2, "{turns:?}");
+    }
+
+    #[test]
+    fn what_has_begun_is_finished_before_more_is_begun() {
+        let mut s = Scheduler::new(2, NEVER);
+        let all: Vec<Candidate> = (0..5).map(|id| canvas(id, Batch, 1)).collect();
+        (0..10).for_each(|tick| {
+            let mut chosen = s.plan(&all, 100, at(tick));
+            chosen.sort_unstable();
+            assert_eq!(chosen, [0, 1]);
+        });
+        let with_interactive = [&all[..], &[canvas(9, Interactive, 1)]].concat();
+        assert_eq!(s.plan(&with_interactive, 100, at(11))[0], 5);
+    }
+
+    #[test]
+    fn the_longest_waiting_goes_first_when_its_time_has_come() {
+        let mut s = Scheduler::new(8, Duration::from_millis(50));
+        let all = [canvas(1, Interactive, 100), canvas(2, Rollout, 100)];
+        let turns: Vec<usize> = (0..12).flat_map(|tick| s.plan(&all, 100, at(tick))).collect();
+        assert_eq!(turns, [0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1, 0]);
+    }
+
+    #[test]
+    fn a_near_deadline_goes_first_in_its_class() {
+        let mut s = Scheduler::new(8, NEVER);
+        let urgent = Candidate { urgent: true, ..canvas(3, Batch, 10) };
+        let all = [canvas(1, Interactive, 10), canvas(2, Batch, 10), urgent];
+        assert_eq!(s.plan(&all, 20, at(0)), [0, 2]);
+    }
+
+    #[test]
+    fn identical_canvases_count_once() {
+        let mut s = Scheduler::new(8, NEVER);
+        let twin = |id| Candidate { shared: Some(7), ..canvas(id, Interactive, 60) };
+        assert_eq!(s.plan(&[twin(1), twin(2), twin(3), canvas(4, Batch, 40)], 100, at(0)), [0, 1, 2, 3]);
+    }
+}

@@ -1,0 +1,90 @@
+//! What the handle and the device thread both see: counts, switches and measurements. No locks held across a tick.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst};
+use std::time::Duration;
+
+use tokio::sync::watch;
+
+use super::Status;
+use super::stats::Stats;
+
+/// Longest wait that is ever suggested, seconds.
+const LONGEST_RETRY: u64 = 60;
+
+pub(super) struct Shared {
+    pub(super) queued: AtomicUsize,
+    pub(super) running: AtomicUsize,
+    pub(super) healthy: AtomicBool,
+    pub(super) draining: AtomicBool,
+    pub(super) stats: Stats,
+    /// Mean time between two finished canvases while the engine is busy, microseconds; 0 is unknown.
+    interval_us: AtomicU64,
+    /// Touched whenever a canvas leaves.
+    pub(super) changed: watch::Sender<()>,
+}
+
+impl Shared {
+    pub(super) fn new() -> Self {
+        Self {
+            queued: AtomicUsize::new(0),
+            running: AtomicUsize::new(0),
+            healthy: AtomicBool::new(true),
+            draining: AtomicBool::new(false),
+            stats: Stats::default(),
+            interval_us: AtomicU64::new(0),
+            changed: watch::Sender::new(()),
+        }
+    }
+
+    /// Takes places in the queue for `n` canvases; gives how many were ahead, or `None` when they do not fit.
+    pub(super) fn enter(&self, n: usize, limit: usize) -> Option<usize> {
+        let fits = |queued: usize| queued.checked_add(n).filter(|&total| total <= limit);
+        self.queued.fetch_update(SeqCst, SeqCst, fits).ok().map(|queued| queued + self.running.load(SeqCst))
+    }
+
+    /// A canvas takes its first step. Counted as running before it stops being queued: never as neither.
+    pub(super) fn begin(&self) {
+        self.running.fetch_add(1, SeqCst);
+        self.queued.fetch_sub(1, SeqCst);
+    }
+
+    /// A canvas has gone.
+    pub(super) fn leave(&self, begun: bool) {
+        let count = if begun { &self.running } else { &self.queued };
+        count.fetch_sub(1, SeqCst);
+        self.changed.send_replace(());
+    }
+
+    /// Gives back places that were taken in vain.
+    pub(super) fn withdraw(&self, n: usize) {
+        self.queued.fetch_sub(n, SeqCst);
+        self.changed.send_replace(());
+    }
+
+    pub(super) fn status(&self) -> Status {
+        Status {
+            queued: self.queued.load(SeqCst),
+            running: self.running.load(SeqCst),
+            healthy: self.healthy.load(SeqCst),
+            draining: self.draining.load(SeqCst),
+        }
+    }
+
+    pub(super) fn publish(&self) {
+        self.stats.queue_depth(self.queued.load(SeqCst));
+    }
+
+    /// Only the device thread writes it.
+    pub(super) fn note_interval(&self, interval: Duration) {
+        let new = interval.as_micros() as u64;
+        let old = self.interval_us.load(SeqCst);
+        // An exponential mean over about eight canvases.
+        self.interval_us.store(if old == 0 { new.max(1) } else { (7 * old + new) / 8 }, SeqCst);
+    }
+
+    /// Seconds until `excess` places should be free, at the recent pace.
+    pub(super) fn retry_after(&self, excess: usize) -> u64 {
+        let us = self.interval_us.load(SeqCst).saturating_mul(excess as u64);
+        us.div_ceil(1_000_000).clamp(1, LONGEST_RETRY)
+    }
+}

@@ -1,0 +1,6 @@
+//! Properties that hold for every input, tried on many: exactness in any mix, scheduling, serving.
+
+mod exactness;
+mod fake;
+mod scheduling;
+mod serving;
