@@ -1,0 +1,71 @@
+//! What a request gets when it does not say: the one place where the defaults live. `/info` shows them.
+
+use serde::Serialize;
+use utoipa::ToSchema;
+
+/// Defaults of both generate routes.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, ToSchema)]
+pub struct Defaults {
+    /// `POST /generate/text`.
+    pub text: TextDefaults,
+    /// `POST /generate/image`.
+    pub image: ImageDefaults,
+}
+
+/// Defaults of `POST /generate/text`.
+#[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
+pub struct TextDefaults {
+    /// Length of the generated canvas.
+    pub max_tokens: usize,
+    /// `steps` is `max_tokens` divided by this, at least 1.
+    pub tokens_per_step: usize,
+    /// Longest block; a shorter canvas is one block.
+    pub block_length: usize,
+    /// 0 takes the most likely token.
+    pub temperature: f64,
+    /// Nucleus; 1 is off.
+    pub top_p: f64,
+    /// 0 is off.
+    pub top_k: usize,
+    /// Confidence of sampler `threshold`.
+    pub threshold: f64,
+    /// 0 is off.
+    pub guidance_scale: f64,
+    /// End when EOS and everything before it are committed.
+    pub stop_at_eos: bool,
+}
+
+impl Default for TextDefaults {
+    fn default() -> Self {
+        Self {
+            max_tokens: 64,
+            tokens_per_step: 2,
+            block_length: 32,
+            temperature: 0.0,
+            top_p: 1.0,
+            top_k: 0,
+            threshold: 0.9,
+            guidance_scale: 0.0,
+            stop_at_eos: true,
+        }
+    }
+}
+
+/// Defaults of `POST /generate/image`.
+#[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
+pub struct ImageDefaults {
+    /// Forwards.
+    pub steps: usize,
+    /// w in (1+w)·conditional − w·unconditional.
+    pub guidance_scale: f64,
+    /// Noise of the reveal order.
+    pub temperature: f64,
+    /// Previews of a streamed image, spread over its steps, when `preview_every` is absent.
+    pub previews: usize,
+}
+
+impl Default for ImageDefaults {
+    fn default() -> Self {
+        Self { steps: 16, guidance_scale: 2.0, temperature: 1.0, previews: 8 }
+    }
+}

@@ -1,0 +1,74 @@
+//! What the routes share: the handles of the layers below, bounds, defaults, and how far the shutdown is.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use metrics_exporter_prometheus::PrometheusHandle;
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+
+use super::defaults::Defaults;
+use super::limits::ApiLimits;
+use crate::engine::Engine;
+use crate::store::{Store, SubjectKey};
+
+/// The state of every route.
+pub type App = Arc<AppState>;
+
+/// The handles and settings that the routes use.
+pub struct AppState {
+    /// Where requests go.
+    pub engine: Engine,
+    /// Where completions and ratings are kept.
+    pub store: Arc<dyn Store>,
+    /// What a request may ask for.
+    pub limits: ApiLimits,
+    /// What it gets when it does not say.
+    pub defaults: Defaults,
+    /// The device in words, for `/info`.
+    pub device: String,
+    /// What `/metrics` shows.
+    pub metrics: PrometheusHandle,
+    /// Keyed hash for the ids of end users.
+    pub subjects: SubjectKey,
+    /// How far the shutdown is.
+    pub shutdown: Shutdown,
+    /// Pictures that are drawn and encoded at the same time.
+    pub renders: Arc<Semaphore>,
+}
+
+impl AppState {
+    /// State with default limits and settings; the fields are public for what differs.
+    #[must_use]
+    pub fn new(engine: Engine, store: Arc<dyn Store>, metrics: PrometheusHandle, subjects: SubjectKey) -> Self {
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        Self {
+            engine,
+            store,
+            limits: ApiLimits::default(),
+            defaults: Defaults::default(),
+            device: "cpu".to_owned(),
+            metrics,
+            subjects,
+            shutdown: Shutdown::default(),
+            renders: Arc::new(Semaphore::new(threads)),
+        }
+    }
+}
+
+/// Two signals of a graceful stop, and the time between them.
+#[derive(Debug, Clone)]
+pub struct Shutdown {
+    /// `/ready` says no and new requests are refused.
+    pub draining: CancellationToken,
+    /// What still runs is cut off.
+    pub cut: CancellationToken,
+    /// Time that running requests get to finish.
+    pub drain: Duration,
+}
+
+impl Default for Shutdown {
+    fn default() -> Self {
+        Self { draining: CancellationToken::new(), cut: CancellationToken::new(), drain: Duration::from_secs(30) }
+    }
+}
