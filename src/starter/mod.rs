@@ -2,6 +2,7 @@
 //!
 //! Everything here is data and plain functions; no server, no storage.
 
+pub mod eval;
 pub mod model;
 pub mod pretrain;
 pub mod scenes;
