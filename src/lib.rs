@@ -1,9 +1,12 @@
 //! Lacuna: an inference and sampling server for masked diffusion models, text and image, that learns from its users.
 
 pub mod api;
+pub mod cli;
+pub mod config;
 pub mod diffusion;
 pub mod engine;
 pub mod models;
 pub mod starter;
 pub mod store;
+pub mod telemetry;
 pub mod text;
