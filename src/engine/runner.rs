@@ -251,4 +251,5 @@ impl Runner {
 }
 
 /// Classes are ordered as they are scheduled; the scheduler indexes its clocks by them.
-const _: () = assert!(Priority::Interactive as usize == 0 && Priority::Batch as usize == 1 && Priority::Rollout as usize == 2);
+const _: () =
+    assert!(Priority::Interactive as usize == 0 && Priority::Batch as usize == 1 && Priority::Rollout as usize == 2);
