@@ -4,3 +4,4 @@ mod exactness;
 mod fake;
 mod scheduling;
 mod serving;
+mod starter;
