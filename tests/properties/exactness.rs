@@ -24,11 +24,8 @@ pub(super) fn text_params(s: &mut Stream) -> TextParams {
         temperature: TEMPERATURES[s.below(4)],
         top_p: [1.0, 1.0, 0.9][s.below(3)],
         top_k: [0, 0, 5][s.below(3)],
-        sampler: [
-            TextSampler::LowConfidence,
-            TextSampler::Random,
-            TextSampler::Threshold { threshold: 0.05 },
-        ][s.below(3)],
+        sampler: [TextSampler::LowConfidence, TextSampler::Random, TextSampler::Threshold { threshold: 0.05 }]
+            [s.below(3)],
         guidance_scale: SCALES[s.below(3)],
         stop_at_eos: s.chance(0.5),
         stop: Vec::new(),
@@ -214,8 +211,12 @@ fn savings_save() {
             let mut canvases: Vec<Canvas> = (0..4)
                 .map(|i| {
                     let mut s = Stream::new(8, 0);
-                    let params =
-                        ImageParams { guidance_scale: 2.0, initial_codes: Vec::new(), grid: (4, 4), ..image_params(&mut s) };
+                    let params = ImageParams {
+                        guidance_scale: 2.0,
+                        initial_codes: Vec::new(),
+                        grid: (4, 4),
+                        ..image_params(&mut s)
+                    };
                     let params = ImageParams { sampler: ImageSampler::Maskgit, steps: 4, ..params };
                     let frame = (vec![259, 100 + round as u32, 258], vec![256]);
                     Canvas::image(model.spec(), frame, (vec![259, 258], vec![256]), &params, i).unwrap()
@@ -237,7 +238,8 @@ fn savings_save() {
 #[test]
 fn only_positions_that_may_commit_reach_the_head() {
     let model = Hash::new();
-    let params = TextParams { max_tokens: 32, steps: 8, block_length: 8, sampler: TextSampler::LowConfidence, ..quiet() };
+    let params =
+        TextParams { max_tokens: 32, steps: 8, block_length: 8, sampler: TextSampler::LowConfidence, ..quiet() };
     let mut canvas = Canvas::text(model.spec(), vec![Some(97); 5], None, &params, 0).unwrap();
     Denoiser::default().step(&model, &mut [&mut canvas]).unwrap();
     assert_eq!(model.gauge.head_rows.load(std::sync::atomic::Ordering::SeqCst), 8);

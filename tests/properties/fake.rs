@@ -259,7 +259,8 @@ pub(super) fn tokenizer() -> Tokenizer {
             r#"{{"id":{id},"content":"{content}","single_word":false,"lstrip":false,"rstrip":false,"normalized":false,"special":true}}"#
         )
     };
-    let added = [special(256, "<eos>"), special(257, "<mask>"), special(258, "<bos>"), special(259, "<image>")].join(",");
+    let added =
+        [special(256, "<eos>"), special(257, "<mask>"), special(258, "<bos>"), special(259, "<image>")].join(",");
     let byte_level = r#"{"type":"ByteLevel","add_prefix_space":false,"trim_offsets":true,"use_regex":false}"#;
     let json = format!(
         r#"{{"version":"1.0","truncation":null,"padding":null,"added_tokens":[{added}],"normalizer":null,

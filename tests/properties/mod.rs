@@ -2,5 +2,6 @@
 
 mod exactness;
 mod fake;
+mod reference;
 mod scheduling;
 mod serving;

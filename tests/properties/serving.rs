@@ -194,7 +194,8 @@ async fn a_text_streams_its_edits_and_append_only_text() {
     let params = TextParams { max_tokens: 16, steps: 16, block_length: 4, stop_at_eos: false, ..quiet() };
     let events = run(&engine, text(params)).await;
     follow(&events, 1);
-    let blocks: Vec<u32> = events.iter().filter_map(|e| if let Event::Block { block, .. } = e { Some(*block) } else { None }).collect();
+    let blocks: Vec<u32> =
+        events.iter().filter_map(|e| if let Event::Block { block, .. } = e { Some(*block) } else { None }).collect();
     assert_eq!(blocks, [0, 1, 2, 3]);
     let done = finished(&events)[0];
     assert_eq!(done.prompt_ids, [258, 97, 98]);
@@ -238,7 +239,8 @@ async fn a_template_keeps_what_is_given() {
 #[tokio::test]
 async fn a_stop_string_ends_the_text_before_it() {
     let engine = engine(Hash::new(), limits());
-    let params = TextParams { max_tokens: 24, steps: 24, block_length: 1, temperature: 1.0, stop_at_eos: false, ..quiet() };
+    let params =
+        TextParams { max_tokens: 24, steps: 24, block_length: 1, temperature: 1.0, stop_at_eos: false, ..quiet() };
     let mut cut = 0;
     for seed in 0..30 {
         let plain = Request { seed, ..text(params.clone()) };
