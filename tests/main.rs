@@ -1,4 +1,5 @@
 //! Tests from outside the crate.
+#![cfg(test)]
 
 mod crash;
 mod properties;
