@@ -2,4 +2,5 @@
 #![cfg(test)]
 
 mod crash;
+mod golden;
 mod properties;
