@@ -4,6 +4,7 @@
 mod browser;
 mod cli;
 mod crash;
+mod golden;
 mod kill;
 mod layering;
 mod properties;

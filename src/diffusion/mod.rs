@@ -13,6 +13,7 @@ pub mod rng;
 pub mod sample;
 pub mod schedule;
 mod select;
+mod softmax;
 
 pub use canvas::Canvas;
 pub use denoise::{DenoiseError, Denoiser, Savings, Tick};

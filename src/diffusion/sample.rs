@@ -3,6 +3,8 @@
 //! A categorical draw goes through the inverse distribution function in f64, ids in order. It has the distribution of
 //! the reference's Gumbel argmax (`argmax(logits − T·ln(−ln U))`) and takes one random number instead of one per id.
 
+use super::softmax::{highest, weights};
+
 /// How a token is drawn from its distribution.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Rule {
@@ -37,44 +39,36 @@ pub fn draw(row: &[f32], banned: &[usize], rule: Rule, uniform: f64) -> Option<D
             *logit = f32::NEG_INFINITY;
         }
     }
-    let best = argmax(&allowed)?;
-    let top = f64::from(row[best]);
-    let weight = |&logit: &f32| (f64::from(logit) - top).exp();
-    let allowed_mass: f64 = allowed.iter().map(weight).sum();
-    let banned_mass: f64 = banned.iter().filter_map(|&i| row.get(i)).map(weight).sum();
+    let highest = highest(&allowed);
+    // The first of the highest; none when nothing is left or the row is not finite.
+    let best = allowed.iter().position(|&logit| logit == highest && logit.is_finite())?;
+    let top = f64::from(highest);
+    let mut plain = vec![0.0; row.len()];
+    let allowed_mass = weights(&allowed, top, 1.0, &mut plain);
+    let banned_mass: f64 = banned.iter().filter_map(|&i| row.get(i)).map(|&l| (f64::from(l) - top).exp()).sum();
     // A banned logit may be far above the rest: then the confidence is 0.
     if !allowed_mass.is_finite() || banned_mass.is_nan() {
         return None;
     }
     let index = if rule.temperature > 0.0 { categorical(&allowed, top, rule, uniform) } else { best };
-    let logit = f64::from(allowed[index]) - top;
     Some(Draw {
         index,
-        confidence: logit.exp() / (allowed_mass + banned_mass),
-        share: logit.exp() / allowed_mass,
-        logprob: logit - allowed_mass.ln(),
+        confidence: plain[index] / (allowed_mass + banned_mass),
+        share: plain[index] / allowed_mass,
+        logprob: f64::from(allowed[index]) - top - allowed_mass.ln(),
     })
-}
-
-/// The first of the largest finite logits.
-fn argmax(row: &[f32]) -> Option<usize> {
-    let mut best: Option<usize> = None;
-    for (i, &logit) in row.iter().enumerate() {
-        // NaN fails every comparison; it is caught by the sum.
-        if logit.is_finite() && best.is_none_or(|b| logit > row[b]) {
-            best = Some(i);
-        }
-    }
-    best
 }
 
 /// The smallest index whose cumulative weight exceeds `uniform` of the total; `top` is the largest logit.
 fn categorical(row: &[f32], top: f64, rule: Rule, uniform: f64) -> usize {
-    let mut weights: Vec<f64> = row.iter().map(|&l| ((f64::from(l) - top) / rule.temperature).exp()).collect();
-    filter(&mut weights, rule);
-    let target = uniform * weights.iter().sum::<f64>();
+    let mut tempered = vec![0.0; row.len()];
+    let mut total = weights(row, top, 1.0 / rule.temperature, &mut tempered);
+    if filter(&mut tempered, rule) {
+        total = tempered.iter().sum();
+    }
+    let target = uniform * total;
     let (mut cumulative, mut last) = (0.0, 0);
-    for (i, &weight) in weights.iter().enumerate() {
+    for (i, &weight) in tempered.iter().enumerate() {
         if weight > 0.0 {
             cumulative += weight;
             last = i;
@@ -87,11 +81,12 @@ fn categorical(row: &[f32], top: f64, rule: Rule, uniform: f64) -> usize {
     last
 }
 
-/// Zeroes the weights outside the top k and then outside the nucleus. Of equals the lowest id stays.
-fn filter(weights: &mut [f64], rule: Rule) {
+/// Zeroes the weights outside the top k and then outside the nucleus; false when there is neither. Of equals the
+/// lowest id stays.
+fn filter(weights: &mut [f64], rule: Rule) -> bool {
     let (k, p) = (rule.top_k, rule.top_p);
     if (k == 0 || k >= weights.len()) && p >= 1.0 {
-        return;
+        return false;
     }
     let mut order: Vec<usize> = (0..weights.len()).collect();
     let by_weight = |a: &usize, b: &usize| weights[*b].total_cmp(&weights[*a]).then(a.cmp(b));
@@ -114,6 +109,7 @@ fn filter(weights: &mut [f64], rule: Rule) {
     let mut keep = vec![false; weights.len()];
     order.iter().for_each(|&i| keep[i] = true);
     weights.iter_mut().zip(keep).filter(|(_, keep)| !keep).for_each(|(w, _)| *w = 0.0);
+    true
 }
 
 #[cfg(test)]

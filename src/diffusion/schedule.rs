@@ -172,9 +172,8 @@ mod tests {
     fn emerge_stays_masked_as_the_paper_says() {
         // reference/maskgrpo.md §2.2, T = 12
         let stay: Vec<f64> = (0..11).map(|s| 1.0 - emerge_probability(Schedule::Cosine, s, 12)).collect();
-        let expected = [
-            0.99144, 0.97426, 0.95647, 0.93738, 0.91609, 0.89129, 0.86092, 0.82134, 0.76537, 0.67633, 0.50431,
-        ];
+        let expected =
+            [0.99144, 0.97426, 0.95647, 0.93738, 0.91609, 0.89129, 0.86092, 0.82134, 0.76537, 0.67633, 0.50431];
         for (actual, expected) in stay.iter().zip(expected) {
             assert!((actual - expected).abs() < 1e-5, "{actual} {expected}");
         }

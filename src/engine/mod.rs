@@ -23,7 +23,7 @@ mod transcript;
 
 pub use job::{Event, Finished, Request};
 pub use stats::Counters;
-pub use ticket::Ticket;
+pub use ticket::{Events, Ticket};
 
 use crate::models::{Model, ModelError, ModelSpec};
 use job::Task;
@@ -159,6 +159,7 @@ impl Engine {
         let reserved = (0..=n).map_while(|_| events.clone().try_reserve_owned().ok()).collect();
         let id = self.ids.fetch_add(n as u64 + 1, SeqCst);
         let completions: Vec<Uuid> = (0..n).map(|_| Uuid::now_v7()).collect();
+        let deadline = request.deadline.and_then(|d| submitted.checked_add(d));
         let places = admitted.canvases.into_iter().zip(&completions).zip(0u32..);
         let running = places.map(|((canvas, &uuid), index)| Running {
             id: id + 1 + u64::from(index),
@@ -166,6 +167,8 @@ impl Engine {
             index,
             uuid,
             canvas,
+            priority: request.priority,
+            deadline,
             begun: None,
             edits: Vec::new(),
             searched: 0,
@@ -173,11 +176,9 @@ impl Engine {
         let style = admitted.style;
         let job = Job {
             id,
-            priority: request.priority,
             events,
             reserved,
             unfinished: n,
-            deadline: request.deadline.and_then(|d| submitted.checked_add(d)),
             submitted,
             preview_every: match &request.task {
                 Task::Image(params) => params.preview_every,

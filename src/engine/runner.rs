@@ -107,10 +107,11 @@ impl Runner {
     fn retire(&mut self, job: u64) -> Option<Job> {
         let shared = &self.shared;
         self.canvases.retain(|c| {
-            if c.job == job {
+            let leaves = c.job == job;
+            if leaves {
                 shared.leave(c.begun.is_some());
             }
-            c.job != job
+            !leaves
         });
         self.jobs.remove(&job)
     }
@@ -151,15 +152,14 @@ impl Runner {
         let soon = now + self.tick_time;
         let mut candidates = Vec::with_capacity(self.canvases.len());
         for running in &mut self.canvases {
-            let Some(job) = self.jobs.get(&running.job) else { continue };
-            let urgent = job.deadline.is_some_and(|deadline| soon >= deadline);
+            let urgent = running.deadline.is_some_and(|deadline| soon >= deadline);
             if urgent {
                 running.canvas.rush();
             }
             let fresh = running.canvas.is_fresh() && self.denoiser.savings.share_first_step;
             candidates.push(Candidate {
                 id: running.id,
-                class: job.priority,
+                class: running.priority,
                 rows: running.canvas.rows(),
                 urgent,
                 shared: fresh.then_some(running.job),
@@ -251,4 +251,5 @@ impl Runner {
 }
 
 /// Classes are ordered as they are scheduled; the scheduler indexes its clocks by them.
-const _: () = assert!(Priority::Interactive as usize == 0 && Priority::Batch as usize == 1 && Priority::Rollout as usize == 2);
+const _: () =
+    assert!(Priority::Interactive as usize == 0 && Priority::Batch as usize == 1 && Priority::Rollout as usize == 2);

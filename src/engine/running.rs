@@ -15,13 +15,11 @@ use crate::diffusion::Canvas;
 /// A request.
 pub(super) struct Job {
     pub(super) id: u64,
-    pub(super) priority: Priority,
     pub(super) events: mpsc::Sender<Frame>,
     /// Room for what must not be lost: one `Finished` per completion, and `Done` or `Failed`.
     pub(super) reserved: Vec<mpsc::OwnedPermit<Frame>>,
     /// Completions that have not ended.
     pub(super) unfinished: usize,
-    pub(super) deadline: Option<Instant>,
     pub(super) submitted: Instant,
     pub(super) preview_every: usize,
     pub(super) style: Style,
@@ -82,6 +80,8 @@ pub(super) struct Running {
     pub(super) index: u32,
     pub(super) uuid: Uuid,
     pub(super) canvas: Canvas,
+    pub(super) priority: Priority,
+    pub(super) deadline: Option<Instant>,
     /// When its first step began.
     pub(super) begun: Option<Instant>,
     /// Commits that the client has not heard of; a slow one gets several steps in one event.

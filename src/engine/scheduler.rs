@@ -118,7 +118,8 @@ impl Scheduler {
             (canvases[i].class, !canvases[i].urgent, served, i)
         });
         let waited = |i: usize| account(i).map_or(Duration::ZERO, |a| now.saturating_sub(a.since));
-        let oldest = (0..canvases.len()).filter(|&i| waited(i) >= self.aging).max_by_key(|&i| (waited(i), usize::MAX - i));
+        let oldest =
+            (0..canvases.len()).filter(|&i| waited(i) >= self.aging).max_by_key(|&i| (waited(i), usize::MAX - i));
         if let Some(oldest) = oldest {
             order.retain(|&i| i != oldest);
             order.insert(0, oldest);

@@ -27,8 +27,8 @@ pub const QUEUE_DEPTH: &str = "lacuna_queue_depth";
 pub const COMPLETIONS: &str = "lacuna_completions_total";
 /// Images finished.
 pub const IMAGES: &str = "lacuna_images_total";
-/// Requests whose client left before the end.
-pub const CLIENT_DISCONNECTS: &str = "lacuna_client_disconnects_total";
+/// Requests that the engine dropped because their client had left (the HTTP layer counts the clients).
+pub const CANCELLED: &str = "lacuna_cancelled_total";
 /// Forwards that failed.
 pub const FORWARD_FAILURES: &str = "lacuna_forward_failures_total";
 
@@ -129,7 +129,7 @@ impl Stats {
 
     pub(super) fn disconnected(&self) {
         self.update(|c| c.disconnects += 1);
-        metrics::counter!(CLIENT_DISCONNECTS).increment(1);
+        metrics::counter!(CANCELLED).increment(1);
     }
 
     pub(super) fn failed(&self) {

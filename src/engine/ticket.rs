@@ -23,6 +23,12 @@ pub struct Ticket {
     pub group: Uuid,
     /// Ids of the completions, in order of index.
     pub completions: Vec<Uuid>,
+    /// What happens to it.
+    pub events: Events,
+}
+
+/// The events of a request. Text is decoded here, when they are asked for.
+pub struct Events {
     frames: mpsc::Receiver<Frame>,
     style: Style,
     transcripts: HashMap<u32, Transcript>,
@@ -33,14 +39,22 @@ pub struct Ticket {
 
 impl Ticket {
     pub(super) fn new(group: Uuid, completions: Vec<Uuid>, frames: mpsc::Receiver<Frame>, style: Style) -> Self {
-        Self { group, completions, frames, style, transcripts: HashMap::new(), ready: VecDeque::new(), over: false }
+        let events = Events { frames, style, transcripts: HashMap::new(), ready: VecDeque::new(), over: false };
+        Self { group, completions, events }
     }
 
+    /// As [`Events::recv`].
+    pub async fn next(&mut self) -> Option<Event> {
+        self.events.recv().await
+    }
+}
+
+impl Events {
     /// The next event; `None` after `Done` or `Failed`. May be dropped and called again (cancel safe).
     ///
     /// The `committed` texts of a completion's steps, joined, are its final text once `Finished` has come: a last step
     /// brings what is left.
-    pub async fn next(&mut self) -> Option<Event> {
+    pub async fn recv(&mut self) -> Option<Event> {
         loop {
             if let Some(event) = self.ready.pop_front() {
                 return Some(event);

@@ -124,7 +124,8 @@ impl Optimizer {
         let mut parts: Vec<_> = std::thread::scope(|scope| {
             let work = |t| scope.spawn(move || (t..grads.len()).step_by(threads).map(one).collect::<Result<Vec<_>>>());
             let workers: Vec<_> = (0..threads).map(work).collect();
-            let joined = workers.into_iter().map(|w| w.join().unwrap_or_else(|_| candle_core::bail!("a thread failed")));
+            let joined =
+                workers.into_iter().map(|w| w.join().unwrap_or_else(|_| candle_core::bail!("a thread failed")));
             joined.map(|part| part.map(Vec::into_iter)).collect::<Result<_>>()
         })?;
         Ok((0..grads.len()).filter_map(|i| parts[i % threads].next()).collect())

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::nn::attention::{AttentionPlan, AttentionSpan, RopeTable, attention};
 use super::nn::norm::rms_norm;
 use super::nn::swiglu::swiglu;
+use super::nn::timing::timed;
 use super::nn::{Linear, Precision};
 use super::{ModelError, Packed};
 
@@ -192,7 +193,7 @@ impl Transformer {
         self.check(packed)?;
         let device = self.device();
         let ids = Tensor::from_slice(&packed.ids, packed.rows(), device)?;
-        let mut x = self.embedding.index_select(&ids, 0)?;
+        let mut x = timed(|t| &mut t.elementwise, || self.embedding.index_select(&ids, 0))?;
         let (full, pruned) = (Arc::new(self.plan(packed, false)), Arc::new(self.plan(packed, true)));
         let needed = Tensor::from_slice(&packed.needed, packed.needed.len(), device)?;
         for (i, block) in self.blocks.iter().enumerate() {
@@ -267,17 +268,24 @@ impl Block {
         let normed = rms_norm(x, &self.attn_norm, eps)?;
         let kv = self.kv.forward(&normed)?;
         let (x, queries) = match needed {
-            Some(needed) => (x.index_select(needed, 0)?, normed.index_select(needed, 0)?),
+            Some(needed) => {
+                let pick = |x: &Tensor| timed(|t| &mut t.elementwise, || x.index_select(needed, 0));
+                (pick(x)?, pick(&normed)?)
+            }
             None => (x.clone(), normed),
         };
         let mixed = attention(&self.q.forward(&queries)?, &kv, plan)?;
-        let x = (x + self.attn_out.forward(&mixed)?)?;
+        let x = add(&x, &self.attn_out.forward(&mixed)?)?;
         let inner = self.gate_up.forward(&rms_norm(&x, &self.ff_norm, eps)?)?;
-        Ok((&x + self.ff_out.forward(&swiglu(&inner)?)?)?)
+        add(&x, &self.ff_out.forward(&swiglu(&inner)?)?)
     }
 }
 
-/// The number of values in `tensors`.
+fn add(a: &Tensor, b: &Tensor) -> Result<Tensor, ModelError> {
+    Ok(timed(|t| &mut t.elementwise, || a + b)?)
+}
+
+/// The number of values in the tensors of `config`.
 #[must_use]
 pub fn parameters(config: &TransformerConfig) -> usize {
     config.tensors().iter().map(|(_, shape)| shape.iter().product::<usize>()).sum()

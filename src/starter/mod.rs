@@ -11,8 +11,8 @@ pub mod words;
 
 use std::ops::Range;
 
-use crate::models::transformer::TransformerConfig;
 use crate::models::Layout;
+use crate::models::transformer::TransformerConfig;
 
 /// Name under which the built-in model is served.
 pub const NAME: &str = "starter";

@@ -2,5 +2,7 @@
 
 mod exactness;
 mod fake;
+mod reference;
 mod scheduling;
 mod serving;
+mod starter;

@@ -10,6 +10,7 @@ use candle_core::{CpuStorage, CustomOp2, CustomOp3, D, Device, IndexOp, Layout, 
 use rayon::prelude::*;
 
 use super::slice;
+use super::timing::timed;
 
 mod kernel;
 
@@ -84,10 +85,13 @@ impl RopeTable {
 /// When shapes, spans or positions do not fit.
 pub fn attention(q: &Tensor, kv: &Tensor, plan: &Arc<AttentionPlan>) -> Result<Tensor> {
     plan.check(q, kv)?;
-    if q.device().is_cpu() {
-        return q.contiguous()?.apply_op2(&kv.contiguous()?, Attention(Arc::clone(plan)));
-    }
-    composed(q, kv, plan)
+    timed(
+        |t| &mut t.attention,
+        || match q.device().is_cpu() {
+            true => q.contiguous()?.apply_op2(&kv.contiguous()?, Attention(Arc::clone(plan))),
+            false => composed(q, kv, plan),
+        },
+    )
 }
 
 impl AttentionPlan {

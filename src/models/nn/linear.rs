@@ -4,6 +4,7 @@ use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
 
 use super::gemm::{self, MatRef};
 use super::slice;
+use super::timing::timed;
 
 /// How products are computed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -41,10 +42,13 @@ impl Linear {
     /// # Errors
     /// When the widths differ or the device fails.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let y = match self.precision {
-            Precision::Exact => exact(x, &self.weight)?,
-            Precision::Mixed => x.contiguous()?.apply_op2(&self.weight, MixedLinear)?,
-        };
+        let y = timed(
+            |t| &mut t.matmul,
+            || match self.precision {
+                Precision::Exact => exact(x, &self.weight),
+                Precision::Mixed => x.contiguous()?.apply_op2(&self.weight, MixedLinear),
+            },
+        )?;
         match &self.bias {
             Some(bias) => y.broadcast_add(bias),
             None => Ok(y),

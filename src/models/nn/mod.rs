@@ -13,6 +13,7 @@ pub mod gemm;
 pub mod linear;
 pub mod norm;
 pub mod swiglu;
+pub mod timing;
 pub mod token_logprob;
 
 pub use linear::{Linear, Precision};

@@ -3,6 +3,7 @@
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, D, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
+use super::timing::timed;
 use super::{elementwise, slice};
 
 /// Rows handled by one task; small enough to spread, large enough to be worth it.
@@ -13,10 +14,13 @@ const ROWS_PER_TASK: usize = 64;
 /// # Errors
 /// When shapes do not fit.
 pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
-    if x.device().is_cpu() {
-        return x.contiguous()?.apply_op2(weight, RmsNorm { eps: eps as f32 });
-    }
-    composed(x, weight, eps)
+    timed(
+        |t| &mut t.elementwise,
+        || match x.device().is_cpu() {
+            true => x.contiguous()?.apply_op2(weight, RmsNorm { eps: eps as f32 }),
+            false => composed(x, weight, eps),
+        },
+    )
 }
 
 /// The same of candle's differentiable operations.

@@ -3,6 +3,7 @@
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, D, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
+use super::timing::timed;
 use super::{elementwise, slice};
 
 const ROWS_PER_TASK: usize = 32;
@@ -12,10 +13,13 @@ const ROWS_PER_TASK: usize = 32;
 /// # Errors
 /// When the last dimension is odd.
 pub fn swiglu(gate_up: &Tensor) -> Result<Tensor> {
-    if gate_up.device().is_cpu() {
-        return gate_up.contiguous()?.apply_op1(SwiGlu);
-    }
-    composed(gate_up)
+    timed(
+        |t| &mut t.elementwise,
+        || match gate_up.device().is_cpu() {
+            true => gate_up.contiguous()?.apply_op1(SwiGlu),
+            false => composed(gate_up),
+        },
+    )
 }
 
 /// The same of candle's differentiable operations.

@@ -255,7 +255,8 @@ fn gradients(options: &Options, parameters: &[Parameter], shard: &[&Sequence]) -
 fn loss(model: &Transformer, sequences: &[&Sequence]) -> Result<(Tensor, [f64; 2]), ModelError> {
     let mut packed = Packed::default();
     // Text first, so that each head slice gets contiguous rows.
-    let ordered: Vec<&&Sequence> = sequences.iter().filter(|s| !s.image).chain(sequences.iter().filter(|s| s.image)).collect();
+    let ordered: Vec<&&Sequence> =
+        sequences.iter().filter(|s| !s.image).chain(sequences.iter().filter(|s| s.image)).collect();
     for sequence in &ordered {
         packed.push(&sequence.ids, sequence.masked.iter().copied());
     }

@@ -1,0 +1,102 @@
+//! Exactness on the built-in model itself: real kernels, real prompts, text and images with and without guidance.
+
+use candle_core::Device;
+use lacuna::diffusion::canvas::Canvas;
+use lacuna::diffusion::denoise::{Denoiser, Savings};
+use lacuna::diffusion::frame::given;
+use lacuna::diffusion::params::{ImageParams, ImageSampler, Schedule, TextParams, TextSampler};
+use lacuna::diffusion::rng::Stream;
+use lacuna::models::Model;
+use lacuna::starter::{model, scenes, words};
+
+fn text(model: &Model, s: &mut Stream) -> Canvas {
+    let problem = words::sample_mixed(s, words::Split::Train);
+    let blocks = 1 + s.below(2);
+    let max_tokens = 8 * blocks * (1 + s.below(2));
+    let samplers =
+        [TextSampler::LowConfidence, TextSampler::Random, TextSampler::Threshold { threshold: 0.5 + 0.4 * s.unit() }];
+    let params = TextParams {
+        max_tokens,
+        steps: max_tokens / (1 + s.below(2)),
+        block_length: max_tokens / blocks,
+        temperature: if s.chance(0.5) { 1.0 } else { 0.0 },
+        top_p: 1.0,
+        top_k: 0,
+        sampler: samplers[s.below(samplers.len())],
+        guidance_scale: if s.chance(0.3) { 1.0 } else { 0.0 },
+        stop_at_eos: s.chance(0.7),
+        stop: vec![],
+    };
+    let prefix = given(&model.layout.text_prefix(&model.tokenizer.encode(&problem.question).unwrap()));
+    Canvas::text(model.backbone.spec(), prefix, None, &params, s.below(100) as u64).unwrap()
+}
+
+fn image(model: &Model, s: &mut Stream) -> Canvas {
+    let example = scenes::sample_any(s, scenes::Split::Train);
+    let params = ImageParams {
+        steps: 2 + s.below(8),
+        guidance_scale: if s.chance(0.6) { 2.0 } else { 0.0 },
+        schedule: Schedule::Cosine,
+        temperature: if s.chance(0.5) { 1.0 } else { 0.0 },
+        token_temperature: None,
+        sampler: if s.chance(0.5) { ImageSampler::Maskgit } else { ImageSampler::Emerge },
+        grid: (8, 8),
+        initial_codes: vec![],
+        preview_every: 0,
+    };
+    let frame = model.layout.image_frame(&model.tokenizer.encode(&example.caption).unwrap());
+    let empty = model.layout.image_frame(&[]);
+    Canvas::image(model.backbone.spec(), frame, empty, &params, s.below(100) as u64).unwrap()
+}
+
+/// Tokens, steps and the bits of the log-probabilities.
+fn result(canvas: &Canvas) -> (Vec<u32>, Vec<i32>, Vec<u32>) {
+    (canvas.tokens(), canvas.commit_steps().to_vec(), canvas.logprobs().iter().map(|l| l.to_bits()).collect())
+}
+
+#[test]
+fn any_mix_on_the_built_in_model_gives_the_tokens_of_each_alone() {
+    let model = model::load(&Device::Cpu).unwrap();
+    let backbone = &*model.backbone;
+    let mut compared = 0;
+    for case in 0..60 {
+        let mut s = Stream::new(0x57A7, case);
+        let start: Vec<Canvas> = (0..2 + s.below(6))
+            .map(|_| if s.chance(0.5) { text(&model, &mut s) } else { image(&model, &mut s) })
+            .collect();
+        let expected: Vec<_> = start
+            .iter()
+            .map(|canvas| {
+                let mut canvas = canvas.clone();
+                let mut denoiser = Denoiser::default();
+                denoiser.savings = Savings { share_first_step: false, memoise_unconditional: false };
+                while canvas.finish().is_none() {
+                    denoiser.step(backbone, &mut [&mut canvas]).unwrap();
+                }
+                result(&canvas)
+            })
+            .collect();
+        // Joins at any tick, pauses at any step, in any order.
+        let joins: Vec<usize> = start.iter().map(|_| s.below(6)).collect();
+        let mut canvases = start;
+        let mut denoiser = Denoiser::default();
+        for tick in 0.. {
+            if canvases.iter().all(|c| c.finish().is_some()) {
+                break;
+            }
+            let mut batch: Vec<&mut Canvas> = Vec::new();
+            for (canvas, &join) in canvases.iter_mut().zip(&joins) {
+                if tick >= join && canvas.finish().is_none() && s.chance(0.8) {
+                    batch.push(canvas);
+                }
+            }
+            s.shuffle(&mut batch);
+            denoiser.step(backbone, &mut batch).unwrap();
+        }
+        for (i, (canvas, expected)) in canvases.iter().zip(&expected).enumerate() {
+            assert_eq!(&result(canvas), expected, "case {case}, canvas {i}");
+            compared += 1;
+        }
+    }
+    assert!(compared > 200, "{compared} canvases compared");
+}
