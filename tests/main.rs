@@ -1,6 +1,13 @@
-//! Tests from outside the crate.
+//! Tests from outside the crate. One binary, so that linking happens once.
 #![cfg(test)]
 
+mod browser;
+mod cli;
 mod crash;
 mod golden;
+mod kill;
+mod layering;
 mod properties;
+mod readme;
+mod server;
+mod shutdown;

@@ -1,0 +1,82 @@
+//! What a server's ticks were spent on during a run: the difference of its metrics before and after.
+
+use serde::Serialize;
+
+use crate::telemetry::metrics as names;
+
+/// Mean tick of a run, milliseconds; the parts add up to the mean.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Ticks {
+    /// Mean length of a tick.
+    pub mean_ms: f64,
+    /// Matrix products.
+    pub matmul: f64,
+    /// Attention.
+    pub attention: f64,
+    /// Norms, activations, embeddings, copies.
+    pub elementwise: f64,
+    /// Drawing and choosing tokens.
+    pub sampling: f64,
+    /// Everything else: planning, packing, events.
+    pub host: f64,
+    /// Rows per second of the bare forward on the same shapes, when it was measured.
+    #[serde(skip)]
+    pub bare_rows_per_s: Option<f64>,
+}
+
+/// Counters of a server at one moment.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Totals {
+    ticks: f64,
+    seconds: f64,
+    parts: [f64; 4],
+}
+
+const PARTS: [&str; 4] = ["matmul", "attention", "elementwise", "sampling"];
+
+impl Totals {
+    /// Reads them from the text of `/metrics`; what is not there is 0.
+    #[must_use]
+    pub fn read(text: &str) -> Self {
+        let value = |series: &str| {
+            let rest = text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '))?;
+            rest.split(' ').next()?.parse::<f64>().ok()
+        };
+        let name = names::TICK;
+        let part = |part| value(&format!("{}_sum{{part=\"{part}\"}}", names::TICK_PART)).unwrap_or(0.0);
+        Self {
+            ticks: value(&format!("{name}_count")).unwrap_or(0.0),
+            seconds: value(&format!("{name}_sum")).unwrap_or(0.0),
+            parts: PARTS.map(part),
+        }
+    }
+}
+
+impl Ticks {
+    /// The mean tick between two moments; `None` without a tick in between.
+    #[must_use]
+    pub fn between(before: &Totals, after: &Totals) -> Option<Self> {
+        let ticks = after.ticks - before.ticks;
+        if ticks < 1.0 {
+            return None;
+        }
+        let per_tick = |after: f64, before: f64| (after - before) * 1e3 / ticks;
+        let mean_ms = per_tick(after.seconds, before.seconds);
+        let [matmul, attention, elementwise, sampling] =
+            std::array::from_fn(|i| per_tick(after.parts[i], before.parts[i]));
+        let host = (mean_ms - matmul - attention - elementwise - sampling).max(0.0);
+        Some(Self { mean_ms, matmul, attention, elementwise, sampling, host, bare_rows_per_s: None })
+    }
+
+    /// The parts as shares of the tick, in order of the fields.
+    #[must_use]
+    pub fn shares(&self) -> [f64; 5] {
+        [self.matmul, self.attention, self.elementwise, self.sampling, self.host].map(|ms| ms / self.mean_ms.max(1e-9))
+    }
+
+    /// Rows served per second over those of the bare forward.
+    #[must_use]
+    pub fn efficiency(&self, rows_per_s: f64) -> Option<f64> {
+        self.bare_rows_per_s.map(|bare| rows_per_s / bare)
+    }
+}

@@ -1,0 +1,121 @@
+//! The engine of a command, set up from the configuration: threads, device, model.
+
+use std::path::Path;
+use std::time::Instant;
+
+use anyhow::{Context as _, ensure};
+use candle_core::Device;
+
+use crate::config::{self, DeviceKind};
+use crate::engine::{Engine, Limits};
+use crate::models::Model;
+use crate::starter;
+
+/// An engine that runs in this process.
+pub struct Host {
+    /// Its door.
+    pub engine: Engine,
+    /// What it runs.
+    pub model: Model,
+    /// The device in words.
+    pub device: String,
+    /// CPU threads it computes with.
+    pub threads: usize,
+}
+
+impl Host {
+    /// The model in one line: name, weights, size, what it makes.
+    #[must_use]
+    pub fn describe_model(&self) -> String {
+        let spec = self.engine.spec();
+        let sha = spec.sha256.get(..12).unwrap_or(&spec.sha256);
+        let images = spec.image.as_ref().map_or(String::new(), |image| {
+            let (rows, columns) = image.grid;
+            format!(" and images of {rows}×{columns} tokens")
+        });
+        format!("{}@{sha}, {:.1} M parameters, text{images}", spec.name, spec.parameters as f64 / 1e6)
+    }
+}
+
+/// Loads the model and starts the engine.
+///
+/// # Errors
+/// When the device is not there or the model cannot be loaded.
+pub fn start(config: &config::Engine) -> anyhow::Result<Host> {
+    let begun = Instant::now();
+    let threads = threads(config)?;
+    let device = device(config.device)?;
+    let model = load(&config.model, &device)?;
+    let loaded_ms = begun.elapsed().as_millis();
+    tracing::info!(model = config.model, device = describe(&device), threads, loaded_ms, "model loaded");
+    let limits = Limits { max_queue: config.max_queue, max_rows: config.max_rows, max_running: config.max_running };
+    let engine = Engine::start(model.clone(), limits)?;
+    Ok(Host { engine, model, device: describe(&device), threads })
+}
+
+/// Sets the size of the thread pool, once per process, and returns it.
+fn threads(config: &config::Engine) -> anyhow::Result<usize> {
+    let threads = config.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
+    rayon::ThreadPoolBuilder::new().num_threads(threads).build_global().context("thread pool")?;
+    Ok(threads)
+}
+
+/// The device that was asked for.
+///
+/// # Errors
+/// When this build or this machine has none of the kind.
+pub fn device(kind: DeviceKind) -> anyhow::Result<Device> {
+    let gpu = |kind: &str, feature: &str, device: candle_core::Result<Device>| {
+        device.with_context(|| {
+            format!("--device {kind}: not available; it needs the device and a build with `--features {feature}`")
+        })
+    };
+    match kind {
+        DeviceKind::Cpu => Ok(Device::Cpu),
+        DeviceKind::Cuda => gpu("cuda", "cuda", Device::new_cuda(0)),
+        DeviceKind::Metal => gpu("metal", "metal", Device::new_metal(0)),
+        DeviceKind::Auto if candle_core::utils::cuda_is_available() => gpu("cuda", "cuda", Device::new_cuda(0)),
+        DeviceKind::Auto if candle_core::utils::metal_is_available() => gpu("metal", "metal", Device::new_metal(0)),
+        DeviceKind::Auto => Ok(Device::Cpu),
+    }
+}
+
+/// A device in words.
+#[must_use]
+pub fn describe(device: &Device) -> String {
+    match device {
+        Device::Cpu => format!("cpu ({})", cpu_features().join(" ")),
+        Device::Cuda(_) => "cuda:0".to_owned(),
+        Device::Metal(_) => "metal:0".to_owned(),
+    }
+}
+
+/// Instruction sets of this CPU that kernels make use of.
+#[must_use]
+pub fn cpu_features() -> Vec<&'static str> {
+    let mut features = Vec::new();
+    #[cfg(target_arch = "x86_64")]
+    for (name, there) in [
+        ("avx2", std::is_x86_feature_detected!("avx2")),
+        ("fma", std::is_x86_feature_detected!("fma")),
+        ("avx512f", std::is_x86_feature_detected!("avx512f")),
+        ("avx512vnni", std::is_x86_feature_detected!("avx512vnni")),
+    ] {
+        if there {
+            features.push(name);
+        }
+    }
+    #[cfg(target_arch = "aarch64")]
+    features.push("neon");
+    features
+}
+
+/// The built-in model by its name, else the one in a folder.
+fn load(model: &str, device: &Device) -> anyhow::Result<Model> {
+    if model == starter::NAME {
+        return Ok(starter::model::load(device)?);
+    }
+    let folder = Path::new(model);
+    ensure!(folder.is_dir(), "--model {model}: neither `{}` nor a folder", starter::NAME);
+    starter::model::load_from(folder, device).with_context(|| format!("--model {model}"))
+}

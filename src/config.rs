@@ -1,0 +1,363 @@
+//! The configuration: one struct per concern, each field at once a flag, a `LACUNA_*` variable and a key of the TOML
+//! file. Flags win over variables, variables over the file, the file over the defaults.
+//!
+//! Lives here: the fields, their defaults and bounds, the layering. Does not: what the values are used for. Secrets
+//! never belong here, so the whole of it can be printed.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::{Path, PathBuf};
+
+use clap::parser::ValueSource;
+use clap::{ArgMatches, Args, ValueEnum};
+use figment::Figment;
+use figment::providers::{Format, Serialized, Toml};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+/// Why a configuration was refused.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// A value is outside its bounds.
+    #[error("{field} = {value} is out of bounds: {limit}")]
+    Bounds {
+        /// `section.key`, as in the file; the flag has the key's name.
+        field: &'static str,
+        /// The value given.
+        value: String,
+        /// What would be accepted.
+        limit: String,
+    },
+    /// The file named by `--config` is not there.
+    #[error("--config {0}: no such file")]
+    NoFile(PathBuf),
+    /// The file, or a variable, does not parse or has an unknown key.
+    #[error("configuration: {0}")]
+    Parse(#[from] Box<figment::Error>),
+    /// A configuration could not be written as text.
+    #[error("configuration cannot be written: {0}")]
+    Render(String),
+}
+
+/// Where to listen and how to stop.
+#[derive(Debug, Clone, PartialEq, Eq, Args, Serialize, Deserialize)]
+#[command(next_help_heading = "Server")]
+#[serde(default, deny_unknown_fields)]
+pub struct Server {
+    /// Address to listen on; 0.0.0.0 for all
+    #[arg(long, env = "LACUNA_HOST", default_value_t = Server::default().host)]
+    pub host: IpAddr,
+    /// Port to listen on; 0 picks a free one
+    #[arg(long, short, env = "LACUNA_PORT", value_parser = port, default_value_t = Server::default().port)]
+    pub port: u16,
+    /// Seconds that running requests get to finish on SIGTERM; a second signal stops at once
+    #[arg(long, env = "LACUNA_SHUTDOWN_TIMEOUT", value_name = "SECONDS", default_value_t = Server::default().shutdown_timeout)]
+    pub shutdown_timeout: u64,
+}
+
+impl Default for Server {
+    fn default() -> Self {
+        Self { host: IpAddr::V4(Ipv4Addr::LOCALHOST), port: 8080, shutdown_timeout: 30 }
+    }
+}
+
+/// Which device computes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DeviceKind {
+    /// A GPU when this build has one, else the CPU.
+    #[default]
+    Auto,
+    /// The CPU.
+    Cpu,
+    /// The first NVIDIA GPU (needs a build with `--features cuda`).
+    Cuda,
+    /// The Apple GPU (needs a build with `--features metal`).
+    Metal,
+}
+
+/// What is served and how much at a time.
+#[derive(Debug, Clone, PartialEq, Eq, Args, Serialize, Deserialize)]
+#[command(next_help_heading = "Engine")]
+#[serde(default, deny_unknown_fields)]
+pub struct Engine {
+    /// Model: `starter`, which is built in, or a folder with config.json and safetensors
+    #[arg(long, env = "LACUNA_MODEL", default_value_t = Engine::default().model)]
+    pub model: String,
+    /// Device that computes
+    #[arg(long, env = "LACUNA_DEVICE", value_enum, default_value_t = Engine::default().device)]
+    pub device: DeviceKind,
+    /// CPU threads of the engine [default: one per core]
+    #[arg(long, env = "LACUNA_THREADS")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub threads: Option<usize>,
+    /// Canvases that may wait for their first step; more are answered 503 (a request of n counts n)
+    #[arg(long, env = "LACUNA_MAX_QUEUE", default_value_t = Engine::default().max_queue)]
+    pub max_queue: usize,
+    /// Token rows of one packed forward
+    #[arg(long, env = "LACUNA_MAX_ROWS", default_value_t = Engine::default().max_rows)]
+    pub max_rows: usize,
+    /// Canvases that denoise at the same time
+    #[arg(long, env = "LACUNA_MAX_RUNNING", default_value_t = Engine::default().max_running)]
+    pub max_running: usize,
+}
+
+impl Default for Engine {
+    fn default() -> Self {
+        let model = "starter".to_owned();
+        Self { model, device: DeviceKind::Auto, threads: None, max_queue: 256, max_rows: 4096, max_running: 64 }
+    }
+}
+
+/// Bounds on one request.
+#[derive(Debug, Clone, PartialEq, Eq, Args, Serialize, Deserialize)]
+#[command(next_help_heading = "Limits")]
+#[serde(default, deny_unknown_fields)]
+pub struct Limits {
+    /// Bytes of a request body; more are answered 413
+    #[arg(long, env = "LACUNA_MAX_BODY_BYTES", value_name = "BYTES", default_value_t = Limits::default().max_body_bytes)]
+    pub max_body_bytes: usize,
+    /// Seconds within which a request body must have arrived
+    #[arg(long, env = "LACUNA_BODY_TIMEOUT_S", value_name = "SECONDS", default_value_t = Limits::default().body_timeout_s)]
+    pub body_timeout_s: u64,
+    /// Characters of a prompt
+    #[arg(long, env = "LACUNA_MAX_PROMPT_CHARS", value_name = "N", default_value_t = Limits::default().max_prompt_chars)]
+    pub max_prompt_chars: usize,
+    /// Entries of prompt_token_ids
+    #[arg(long, env = "LACUNA_MAX_PROMPT_TOKENS", value_name = "N", default_value_t = Limits::default().max_prompt_tokens)]
+    pub max_prompt_tokens: usize,
+    /// Completions of one request
+    #[arg(long, env = "LACUNA_MAX_N", value_name = "N", default_value_t = Limits::default().max_n)]
+    pub max_n: u32,
+    /// Generated tokens of one completion
+    #[arg(long, env = "LACUNA_MAX_TOKENS", value_name = "N", default_value_t = Limits::default().max_tokens)]
+    pub max_tokens: usize,
+    /// Denoising steps of one completion
+    #[arg(long, env = "LACUNA_MAX_STEPS", value_name = "N", default_value_t = Limits::default().max_steps)]
+    pub max_steps: usize,
+    /// Cells of an image's token grid
+    #[arg(long, env = "LACUNA_MAX_IMAGE_CELLS", value_name = "N", default_value_t = Limits::default().max_image_cells)]
+    pub max_image_cells: usize,
+    /// Longest deadline_ms that a request may ask for
+    #[arg(long, env = "LACUNA_MAX_DEADLINE_MS", value_name = "MS", default_value_t = Limits::default().max_deadline_ms)]
+    pub max_deadline_ms: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            max_body_bytes: 1 << 20,
+            body_timeout_s: 30,
+            max_prompt_chars: 8192,
+            max_prompt_tokens: 4096,
+            max_n: 16,
+            max_tokens: 512,
+            max_steps: 1024,
+            max_image_cells: 4096,
+            max_deadline_ms: 600_000,
+        }
+    }
+}
+
+/// Where the log is kept.
+#[derive(Debug, Clone, PartialEq, Eq, Args, Serialize, Deserialize)]
+#[command(next_help_heading = "Store")]
+#[serde(default, deny_unknown_fields)]
+pub struct Store {
+    /// Folder of the database; made when missing
+    #[arg(long, env = "LACUNA_DATA_DIR", value_name = "DIR", default_value_os_t = Store::default().data_dir)]
+    pub data_dir: PathBuf,
+}
+
+impl Default for Store {
+    fn default() -> Self {
+        Self { data_dir: PathBuf::from("data") }
+    }
+}
+
+/// How log lines look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LogFormat {
+    /// Lines for people.
+    #[default]
+    Pretty,
+    /// One JSON object per line.
+    Json,
+}
+
+/// Logs.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Args, Serialize, Deserialize)]
+#[command(next_help_heading = "Telemetry")]
+#[serde(default, deny_unknown_fields)]
+pub struct Telemetry {
+    /// How log lines look
+    #[arg(long, env = "LACUNA_LOG_FORMAT", value_enum, default_value_t = LogFormat::default())]
+    pub log_format: LogFormat,
+    /// What is logged, such as `debug` or `warn,lacuna=debug` [default: RUST_LOG, else info]
+    #[arg(long, env = "LACUNA_LOG", value_name = "FILTER")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub log: Option<String>,
+}
+
+/// All of it.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Args, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// Where to listen.
+    #[command(flatten)]
+    pub server: Server,
+    /// What is served.
+    #[command(flatten)]
+    pub engine: Engine,
+    /// Bounds on one request.
+    #[command(flatten)]
+    pub limits: Limits,
+    /// The log.
+    #[command(flatten)]
+    pub store: Store,
+    /// Log lines.
+    #[command(flatten)]
+    pub telemetry: Telemetry,
+}
+
+/// Kubernetes sets `NAME_PORT=tcp://address:port` in every pod beside a service called `name`.
+fn port(text: &str) -> Result<u16, String> {
+    if text.contains("://") {
+        return Err("that is a Kubernetes service link, not a port: a service named `lacuna` puts LACUNA_PORT into \
+                    every pod beside it. Rename the service, set `enableServiceLinks: false` in the pod, or set \
+                    LACUNA_PORT yourself"
+            .to_owned());
+    }
+    text.parse().map_err(|_| "a port is a number from 0 to 65535".to_owned())
+}
+
+/// Which layer a value comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Origin {
+    /// Nobody set it.
+    Default,
+    /// The TOML file.
+    File,
+    /// A `LACUNA_*` variable.
+    Env,
+    /// The command line.
+    Flag,
+}
+
+/// A configuration with the layer each value comes from.
+#[derive(Debug, Clone)]
+pub struct Resolved {
+    /// The effective values, within their bounds.
+    pub config: Config,
+    /// Origin of every `section.key` that somebody set.
+    pub origins: BTreeMap<String, Origin>,
+}
+
+impl Resolved {
+    /// Lays flags over variables over `file` over defaults. `sections` is what clap parsed into: some or all sections
+    /// of [`Config`]; `matches` tells which of its values somebody set.
+    ///
+    /// # Errors
+    /// When the file is missing, does not parse, has an unknown key, or a value is out of bounds.
+    pub fn new(sections: &impl Serialize, matches: &ArgMatches, file: Option<&Path>) -> Result<Self, ConfigError> {
+        let mut origins = BTreeMap::new();
+        let mut figment = Figment::from(Serialized::defaults(Config::default()));
+        if let Some(path) = file {
+            if !path.is_file() {
+                return Err(ConfigError::NoFile(path.to_owned()));
+            }
+            let toml = Toml::file_exact(path);
+            for (section, keys) in Figment::from(&toml).extract::<Map<String, Value>>().map_err(Box::new)? {
+                let keys = keys.as_object().into_iter().flat_map(Map::keys);
+                origins.extend(keys.map(|key| (format!("{section}.{key}"), Origin::File)));
+            }
+            figment = figment.merge(toml);
+        }
+        let mut parsed = serde_json::to_value(sections).map_err(|e| ConfigError::Render(e.to_string()))?;
+        for (section, keys) in parsed.as_object_mut().into_iter().flatten() {
+            let Some(keys) = keys.as_object_mut() else { continue };
+            keys.retain(|key, _| {
+                let Some(origin) = set_by(matches, key) else { return false };
+                origins.insert(format!("{section}.{key}"), origin);
+                true
+            });
+        }
+        let config: Config = figment.merge(Serialized::defaults(parsed)).extract().map_err(Box::new)?;
+        config.validate()?;
+        Ok(Self { config, origins })
+    }
+
+    /// The effective values as a TOML file; those that differ from the defaults say where they come from.
+    ///
+    /// # Errors
+    /// When a value has no TOML form.
+    pub fn to_toml(&self) -> Result<String, ConfigError> {
+        let table = toml::Table::try_from(&self.config).map_err(|e| ConfigError::Render(e.to_string()))?;
+        let mut out = String::new();
+        for (section, keys) in &table {
+            let _ = writeln!(out, "{}[{section}]", if out.is_empty() { "" } else { "\n" });
+            for (key, value) in keys.as_table().into_iter().flatten() {
+                let note = match self.origins.get(&format!("{section}.{key}")) {
+                    None | Some(Origin::Default) => "",
+                    Some(Origin::File) => "  # set in the file",
+                    Some(Origin::Env) => "  # set by variable",
+                    Some(Origin::Flag) => "  # set by flag",
+                };
+                let _ = writeln!(out, "{key} = {value}{note}");
+            }
+        }
+        Ok(out)
+    }
+}
+
+/// The layer that set the argument `key`, when it is a flag or a variable.
+fn set_by(matches: &ArgMatches, key: &str) -> Option<Origin> {
+    matches.ids().find(|id| id.as_str() == key)?;
+    match matches.value_source(key)? {
+        ValueSource::CommandLine => Some(Origin::Flag),
+        ValueSource::EnvVariable => Some(Origin::Env),
+        _ => None,
+    }
+}
+
+impl Config {
+    /// Checks every value against its bounds.
+    ///
+    /// # Errors
+    /// `Bounds`, naming field, value and limit, for the first value outside.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        let (engine, limits) = (&self.engine, &self.limits);
+        within("server.shutdown_timeout", self.server.shutdown_timeout, 0, 3600)?;
+        within("engine.threads", engine.threads.unwrap_or(1) as u64, 1, 1024)?;
+        within("engine.max_queue", engine.max_queue as u64, 1, 1 << 16)?;
+        within("engine.max_rows", engine.max_rows as u64, 64, 1 << 20)?;
+        within("engine.max_running", engine.max_running as u64, 1, 4096)?;
+        within("limits.max_body_bytes", limits.max_body_bytes as u64, 1 << 10, 1 << 28)?;
+        within("limits.body_timeout_s", limits.body_timeout_s, 1, 3600)?;
+        within("limits.max_prompt_tokens", limits.max_prompt_tokens as u64, 1, 1 << 20)?;
+        within("limits.max_image_cells", limits.max_image_cells as u64, 1, 1 << 16)?;
+        within("limits.max_prompt_chars", limits.max_prompt_chars as u64, 1, 1 << 20)?;
+        within("limits.max_n", limits.max_n.into(), 1, 1024)?;
+        within("limits.max_steps", limits.max_steps as u64, 1, 1 << 16)?;
+        within("limits.max_tokens", limits.max_tokens as u64, 1, 1 << 20)?;
+        within("limits.max_deadline_ms", limits.max_deadline_ms, 1, 86_400_000)?;
+        if engine.model.is_empty() {
+            return Err(bounds("engine.model", "\"\"", "name a model: `starter`, or a folder"));
+        }
+        if limits.max_n as usize > engine.max_queue {
+            let limit = format!("at most engine.max_queue = {}, or such a request is never admitted", engine.max_queue);
+            return Err(bounds("limits.max_n", limits.max_n, limit));
+        }
+        Ok(())
+    }
+}
+
+fn within(field: &'static str, value: u64, low: u64, high: u64) -> Result<(), ConfigError> {
+    if (low..=high).contains(&value) { Ok(()) } else { Err(bounds(field, value, format!("from {low} to {high}"))) }
+}
+
+fn bounds(field: &'static str, value: impl ToString, limit: impl Into<String>) -> ConfigError {
+    ConfigError::Bounds { field, value: value.to_string(), limit: limit.into() }
+}

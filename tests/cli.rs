@@ -1,0 +1,115 @@
+//! The command line as its users meet it: help, layers of configuration, messages.
+
+use std::process::{Command, Output};
+
+use tempfile::TempDir;
+
+/// The binary with an empty environment: a developer's own `LACUNA_*` must not change what a test sees.
+fn lacuna(args: &[&str], env: &[(&str, &str)]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_lacuna"));
+    command.args(args).env_clear().envs(env.iter().copied()).output().unwrap()
+}
+
+fn text(bytes: Vec<u8>) -> String {
+    String::from_utf8(bytes).unwrap()
+}
+
+fn stdout(args: &[&str], env: &[(&str, &str)]) -> String {
+    let output = lacuna(args, env);
+    assert!(output.status.success(), "{args:?}: {}", text(output.stderr));
+    text(output.stdout)
+}
+
+/// What a failing command says.
+fn complaint(args: &[&str], env: &[(&str, &str)]) -> String {
+    let output = lacuna(args, env);
+    assert!(!output.status.success(), "{args:?} should fail");
+    text(output.stderr)
+}
+
+#[test]
+fn help_of_every_command() {
+    insta::assert_snapshot!("help", stdout(&["--help"], &[]));
+    let commands =
+        ["serve", "generate text", "generate image", "bench", "eval", "pretrain", "openapi", "doctor", "health"];
+    for command in commands {
+        let args: Vec<&str> = command.split(' ').chain(["--help"]).collect();
+        insta::assert_snapshot!(format!("help {command}").replace(' ', "_"), stdout(&args, &[]));
+    }
+}
+
+#[test]
+fn the_effective_configuration_is_printed_with_its_origins() {
+    insta::assert_snapshot!(
+        "print_config",
+        stdout(&["serve", "--print-config", "--port", "0"], &[("LACUNA_HOST", "::1")])
+    );
+}
+
+#[test]
+fn flags_win_over_variables_over_the_file_over_the_defaults() {
+    let folder = TempDir::new().unwrap();
+    let file = folder.path().join("lacuna.toml");
+    std::fs::write(&file, "[engine]\nmax_queue = 11\nmax_rows = 1111\nmax_running = 1\n").unwrap();
+    let file = file.to_str().unwrap();
+    let env = [("LACUNA_CONFIG", file), ("LACUNA_MAX_QUEUE", "22"), ("LACUNA_MAX_ROWS", "2222")];
+    let printed = stdout(&["--print-config", "--max-queue", "33", "--max-n", "3"], &env);
+    for line in [
+        "max_queue = 33  # set by flag",
+        "max_rows = 2222  # set by variable",
+        "max_running = 1  # set in the file",
+        "max_steps = 1024\n",
+    ] {
+        assert!(printed.contains(line), "{line} is not in\n{printed}");
+    }
+}
+
+#[test]
+fn what_is_printed_is_a_configuration_file() {
+    let folder = TempDir::new().unwrap();
+    let file = folder.path().join("lacuna.toml");
+    let printed = stdout(&["--print-config", "--threads", "3", "--port", "0", "--log", "warn"], &[]);
+    std::fs::write(&file, &printed).unwrap();
+    let again = stdout(&["--print-config", "--config", file.to_str().unwrap()], &[]);
+    let values = |text: &str| text.lines().map(|l| l.split("  #").next().unwrap().to_owned()).collect::<Vec<_>>();
+    assert_eq!(values(&printed), values(&again));
+}
+
+#[test]
+fn refusals_name_field_value_and_limit() {
+    let folder = TempDir::new().unwrap();
+    let file = folder.path().join("lacuna.toml");
+    let in_file = |content: &str| {
+        std::fs::write(&file, content).unwrap();
+        complaint(&["--config", file.to_str().unwrap()], &[])
+    };
+    let all = |message: &str, words: &[&str]| {
+        for word in words {
+            assert!(message.contains(word), "{word:?} is not in {message:?}");
+        }
+    };
+    all(&complaint(&["--max-rows", "5"], &[]), &["engine.max_rows = 5", "from 64 to 1048576"]);
+    all(&complaint(&["--max-n", "20", "--max-queue", "10"], &[]), &["limits.max_n = 20", "engine.max_queue = 10"]);
+    all(&complaint(&["--model", ""], &[]), &["engine.model", "starter"]);
+    all(&complaint(&["--log", "a=b=c"], &[]), &["telemetry.log", "a=b=c"]);
+    all(&complaint(&["--config", "nowhere.toml"], &[]), &["nowhere.toml", "no such file"]);
+    all(&in_file("[engine]\nmax_row = 5\n"), &["max_row", "unknown field", "max_rows"]);
+    all(&in_file("[engine]\nmax_rows = \"many\"\n"), &["max_rows", "many"]);
+    all(&in_file("[engines]\n"), &["engines", "unknown field"]);
+    all(&in_file("[engine]\nmax_rows = 5\n"), &["engine.max_rows = 5", "from 64 to 1048576"]);
+}
+
+#[test]
+fn a_kubernetes_service_link_is_explained() {
+    let message = complaint(&["serve"], &[("LACUNA_PORT", "tcp://10.0.0.1:8080")]);
+    assert!(message.contains("Kubernetes") && message.contains("enableServiceLinks"), "{message}");
+    assert!(
+        stdout(&["--print-config", "--port", "1"], &[("LACUNA_PORT", "tcp://10.0.0.1:8080")]).contains("port = 1 ")
+    );
+}
+
+#[test]
+fn a_probe_of_nothing_fails() {
+    let message = complaint(&["health", "--url", "http://127.0.0.1:1"], &[]);
+    assert!(message.contains("http://127.0.0.1:1/ready does not answer"), "{message}");
+}
