@@ -14,7 +14,7 @@ use super::guidance::combine;
 use super::memo::Memo;
 use super::rng::{Purpose, uniform};
 use super::sample::{Draw, draw};
-use crate::models::{Backbone, ModelError};
+use crate::models::{Backbone, ModelError, Packed};
 
 /// A canvas cannot go on; it is as before the step. Others of the same step are not affected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -55,8 +55,8 @@ impl Default for Savings {
 pub struct Tick {
     /// One per canvas, in order.
     pub outcomes: Vec<Result<StepOutcome, NotFinite>>,
-    /// Rows of the forward.
-    pub rows: usize,
+    /// The forward's batch.
+    pub batch: Packed,
     /// Time in the transformer.
     pub forward: Duration,
     /// Time in the head, guidance, draws and the copy to the host.
@@ -107,7 +107,7 @@ impl Denoiser {
             let drawn = draws[group.tasks.clone()].iter().copied().collect::<Result<Vec<Draw>, _>>();
             outcomes[group.canvas] = drawn.map(|drawn| canvas.commit(&drawn));
         }
-        Ok(Tick { outcomes, rows: batch.packed.rows(), forward, sampling: started.elapsed() - forward })
+        Ok(Tick { outcomes, forward, sampling: started.elapsed() - forward, batch: batch.packed })
     }
 }
 

@@ -3,34 +3,13 @@
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-/// Wall time of a tick, seconds.
-pub const TICK_SECONDS: &str = "lacuna_tick_seconds";
-/// Time in the transformer per tick, seconds.
-pub const FORWARD_SECONDS: &str = "lacuna_forward_seconds";
-/// Time in head, guidance and draws per tick, seconds.
-pub const SAMPLING_SECONDS: &str = "lacuna_sampling_seconds";
-/// Scheduling, events and bookkeeping per tick, seconds.
-pub const HOST_SECONDS: &str = "lacuna_host_seconds";
-/// Rows of packed forwards.
-pub const ROWS: &str = "lacuna_rows_total";
-/// Rows that requests were charged for; the same as [`ROWS`].
-pub const POSITIONS_EVALUATED: &str = "lacuna_positions_evaluated_total";
-/// Positions that got their token.
-pub const TOKENS_COMMITTED: &str = "lacuna_tokens_committed_total";
-/// Steps of canvases.
-pub const STEPS: &str = "lacuna_steps_total";
-/// Canvases in a tick.
-pub const BATCH_CANVASES: &str = "lacuna_batch_canvases";
-/// Canvases waiting for their first step.
-pub const QUEUE_DEPTH: &str = "lacuna_queue_depth";
-/// Completions finished, by `kind`.
-pub const COMPLETIONS: &str = "lacuna_completions_total";
-/// Images finished.
-pub const IMAGES: &str = "lacuna_images_total";
-/// Requests that the engine dropped because their client had left (the HTTP layer counts the clients).
-pub const CANCELLED: &str = "lacuna_cancelled_total";
-/// Forwards that failed.
-pub const FORWARD_FAILURES: &str = "lacuna_forward_failures_total";
+use crate::diffusion::rng::mix64;
+use crate::models::Packed;
+use crate::models::nn::timing::Split;
+use crate::telemetry::metrics as names;
+
+/// Batches that [`Shapes`] keeps.
+const SHAPES: usize = 64;
 
 /// One tick.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -51,6 +30,8 @@ pub struct TickStats {
     pub forward: Duration,
     /// Head, guidance, draws.
     pub sampling: Duration,
+    /// Time of the transformer and the head by class of operation.
+    pub split: Split,
 }
 
 impl TickStats {
@@ -58,6 +39,13 @@ impl TickStats {
     #[must_use]
     pub fn host(&self) -> Duration {
         self.wall.saturating_sub(self.forward + self.sampling)
+    }
+
+    /// Guidance, draws, the copy to the host, and what of the model is in no class.
+    #[must_use]
+    pub fn drawing(&self) -> Duration {
+        let Split { matmul, attention, elementwise } = self.split;
+        (self.forward + self.sampling).saturating_sub(matmul + attention + elementwise)
     }
 }
 
@@ -113,31 +101,94 @@ impl Stats {
             c.forward += tick.forward;
             c.sampling += tick.sampling;
         });
-        metrics::histogram!(TICK_SECONDS).record(tick.wall);
-        metrics::histogram!(FORWARD_SECONDS).record(tick.forward);
-        metrics::histogram!(SAMPLING_SECONDS).record(tick.sampling);
-        metrics::histogram!(HOST_SECONDS).record(tick.host());
-        metrics::histogram!(BATCH_CANVASES).record(tick.canvases as f64);
-        metrics::counter!(ROWS).increment(tick.rows as u64);
-        metrics::counter!(POSITIONS_EVALUATED).increment(tick.rows as u64);
-        metrics::counter!(TOKENS_COMMITTED).increment(tick.committed as u64);
-        metrics::counter!(STEPS).increment(tick.canvases as u64);
-        metrics::counter!(COMPLETIONS, "kind" => "text").increment(tick.texts as u64);
-        metrics::counter!(COMPLETIONS, "kind" => "image").increment(tick.images as u64);
-        metrics::counter!(IMAGES).increment(tick.images as u64);
+        metrics::histogram!(names::TICK).record(tick.wall);
+        let Split { matmul, attention, elementwise } = tick.split;
+        for (part, spent) in [
+            ("matmul", matmul),
+            ("attention", attention),
+            ("elementwise", elementwise),
+            ("sampling", tick.drawing()),
+            ("host", tick.host()),
+        ] {
+            metrics::histogram!(names::TICK_PART, "part" => part).record(spent);
+        }
+        metrics::histogram!(names::TICK_ROWS).record(tick.rows as f64);
+        metrics::histogram!(names::TICK_CANVASES).record(tick.canvases as f64);
+        metrics::counter!(names::POSITIONS).increment(tick.rows as u64);
+        metrics::counter!(names::COMMITTED).increment(tick.committed as u64);
+        metrics::counter!(names::STEPS).increment(tick.canvases as u64);
+        metrics::counter!(names::COMPLETIONS, "kind" => "text").increment(tick.texts as u64);
+        metrics::counter!(names::COMPLETIONS, "kind" => "image").increment(tick.images as u64);
     }
 
     pub(super) fn disconnected(&self) {
         self.update(|c| c.disconnects += 1);
-        metrics::counter!(CANCELLED).increment(1);
+        metrics::counter!(names::CANCELLED).increment(1);
     }
 
     pub(super) fn failed(&self) {
         self.update(|c| c.failures += 1);
-        metrics::counter!(FORWARD_FAILURES).increment(1);
+        metrics::counter!(names::FORWARD_FAILURES).increment(1);
     }
 
     pub(super) fn queue_depth(&self, canvases: usize) {
-        metrics::gauge!(QUEUE_DEPTH).set(canvases as f64);
+        metrics::gauge!(names::QUEUE_DEPTH).set(canvases as f64);
+    }
+}
+
+/// A fair sample of the batches that were run (every one is equally likely to be kept: Vitter's algorithm R), so that
+/// the bare forward can be timed on the same shapes. Token ids are not kept.
+#[derive(Debug, Default)]
+pub(super) struct Shapes(Mutex<(u64, Vec<Packed>)>);
+
+impl Shapes {
+    pub(super) fn note(&self, batch: Packed) {
+        let batch = Packed { ids: vec![0; batch.rows()], ..batch };
+        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let (seen, batches) = &mut *kept;
+        *seen += 1;
+        let place = (mix64(*seen) % *seen) as usize;
+        if batches.len() < SHAPES {
+            batches.push(batch);
+        } else if let Some(old) = batches.get_mut(place) {
+            *old = batch;
+        }
+    }
+
+    pub(super) fn take(&self) -> Vec<Packed> {
+        std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner)).1
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn batch(rows: usize) -> Packed {
+        let mut packed = Packed::default();
+        packed.push(&vec![7; rows], [0]);
+        packed
+    }
+
+    #[test]
+    fn the_sample_of_batches_is_bounded_fair_and_without_ids() {
+        let shapes = Shapes::default();
+        (1..=1000).for_each(|rows| shapes.note(batch(rows)));
+        let taken = shapes.take();
+        assert_eq!(taken.len(), SHAPES);
+        assert!(taken.iter().all(|b| b.ids.iter().all(|&id| id == 0)));
+        // 64 of 1000 uniform draws: the mean of all is 500, its standard error 36.
+        let mean = taken.iter().map(Packed::rows).sum::<usize>() as f64 / SHAPES as f64;
+        assert!((mean - 500.0).abs() < 150.0, "{mean}");
+        assert!(shapes.take().is_empty());
+    }
+
+    #[test]
+    fn the_parts_of_a_tick_add_up() {
+        let ms = Duration::from_millis;
+        let split = Split { matmul: ms(5), attention: ms(2), elementwise: ms(1) };
+        let tick = TickStats { wall: ms(20), forward: ms(9), sampling: ms(6), split, ..TickStats::default() };
+        assert_eq!((tick.drawing(), tick.host()), (ms(7), ms(5)));
+        assert_eq!(split.matmul + split.attention + split.elementwise + tick.drawing() + tick.host(), tick.wall);
     }
 }
