@@ -173,7 +173,7 @@ impl Runner {
         let mut stats = TickStats {
             canvases: ids.len(),
             rows: tick.rows,
-            forward: tick.forward,
+            split: tick.split,
             sampling: tick.sampling,
             ..TickStats::default()
         };

@@ -3,34 +3,8 @@
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-/// Wall time of a tick, seconds.
-pub const TICK_SECONDS: &str = "lacuna_tick_seconds";
-/// Time in the transformer per tick, seconds.
-pub const FORWARD_SECONDS: &str = "lacuna_forward_seconds";
-/// Time in head, guidance and draws per tick, seconds.
-pub const SAMPLING_SECONDS: &str = "lacuna_sampling_seconds";
-/// Scheduling, events and bookkeeping per tick, seconds.
-pub const HOST_SECONDS: &str = "lacuna_host_seconds";
-/// Rows of packed forwards.
-pub const ROWS: &str = "lacuna_rows_total";
-/// Rows that requests were charged for; the same as [`ROWS`].
-pub const POSITIONS_EVALUATED: &str = "lacuna_positions_evaluated_total";
-/// Positions that got their token.
-pub const TOKENS_COMMITTED: &str = "lacuna_tokens_committed_total";
-/// Steps of canvases.
-pub const STEPS: &str = "lacuna_steps_total";
-/// Canvases in a tick.
-pub const BATCH_CANVASES: &str = "lacuna_batch_canvases";
-/// Canvases waiting for their first step.
-pub const QUEUE_DEPTH: &str = "lacuna_queue_depth";
-/// Completions finished, by `kind`.
-pub const COMPLETIONS: &str = "lacuna_completions_total";
-/// Images finished.
-pub const IMAGES: &str = "lacuna_images_total";
-/// Requests that the engine dropped because their client had left (the HTTP layer counts the clients).
-pub const CANCELLED: &str = "lacuna_cancelled_total";
-/// Forwards that failed.
-pub const FORWARD_FAILURES: &str = "lacuna_forward_failures_total";
+use crate::models::nn::timing::Split;
+use crate::telemetry::metrics as names;
 
 /// One tick.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -47,17 +21,18 @@ pub struct TickStats {
     pub images: usize,
     /// All of it.
     pub wall: Duration,
-    /// The transformer.
-    pub forward: Duration,
-    /// Head, guidance, draws.
+    /// Transformer and head, by class of operation.
+    pub split: Split,
+    /// Guidance, draws, selection.
     pub sampling: Duration,
 }
 
 impl TickStats {
-    /// Everything but the device and the draws.
+    /// Planning, packing, events: what is left of the tick.
     #[must_use]
     pub fn host(&self) -> Duration {
-        self.wall.saturating_sub(self.forward + self.sampling)
+        let Split { matmul, attention, elementwise } = self.split;
+        self.wall.saturating_sub(matmul + attention + elementwise + self.sampling)
     }
 }
 
@@ -82,9 +57,7 @@ pub struct Counters {
     pub failures: u64,
     /// Wall time of the ticks.
     pub wall: Duration,
-    /// Of that, the transformer.
-    pub forward: Duration,
-    /// Of that, head, guidance, draws.
+    /// Of that, guidance, draws, selection.
     pub sampling: Duration,
 }
 
@@ -110,34 +83,47 @@ impl Stats {
             c.texts += tick.texts as u64;
             c.images += tick.images as u64;
             c.wall += tick.wall;
-            c.forward += tick.forward;
             c.sampling += tick.sampling;
         });
-        metrics::histogram!(TICK_SECONDS).record(tick.wall);
-        metrics::histogram!(FORWARD_SECONDS).record(tick.forward);
-        metrics::histogram!(SAMPLING_SECONDS).record(tick.sampling);
-        metrics::histogram!(HOST_SECONDS).record(tick.host());
-        metrics::histogram!(BATCH_CANVASES).record(tick.canvases as f64);
-        metrics::counter!(ROWS).increment(tick.rows as u64);
-        metrics::counter!(POSITIONS_EVALUATED).increment(tick.rows as u64);
-        metrics::counter!(TOKENS_COMMITTED).increment(tick.committed as u64);
-        metrics::counter!(STEPS).increment(tick.canvases as u64);
-        metrics::counter!(COMPLETIONS, "kind" => "text").increment(tick.texts as u64);
-        metrics::counter!(COMPLETIONS, "kind" => "image").increment(tick.images as u64);
-        metrics::counter!(IMAGES).increment(tick.images as u64);
+        metrics::histogram!(names::TICK).record(tick.wall);
+        let Split { matmul, attention, elementwise } = tick.split;
+        let parts = [
+            ("matmul", matmul),
+            ("attention", attention),
+            ("elementwise", elementwise),
+            ("sampling", tick.sampling),
+            ("host", tick.host()),
+        ];
+        for (part, time) in parts {
+            metrics::histogram!(names::TICK_PART, "part" => part).record(time);
+        }
+        metrics::histogram!(names::TICK_ROWS).record(tick.rows as f64);
+        metrics::histogram!(names::TICK_CANVASES).record(tick.canvases as f64);
+        metrics::counter!(names::POSITIONS).increment(tick.rows as u64);
+        metrics::counter!(names::COMMITTED).increment(tick.committed as u64);
+        metrics::counter!(names::STEPS).increment(tick.canvases as u64);
+        metrics::counter!(names::COMPLETIONS, "kind" => "text").increment(tick.texts as u64);
+        metrics::counter!(names::COMPLETIONS, "kind" => "image").increment(tick.images as u64);
     }
 
     pub(super) fn disconnected(&self) {
         self.update(|c| c.disconnects += 1);
-        metrics::counter!(CANCELLED).increment(1);
+        metrics::counter!(names::CANCELLED).increment(1);
     }
 
     pub(super) fn failed(&self) {
         self.update(|c| c.failures += 1);
-        metrics::counter!(FORWARD_FAILURES).increment(1);
+        metrics::counter!(names::FORWARD_FAILURES).increment(1);
     }
 
-    pub(super) fn queue_depth(&self, canvases: usize) {
-        metrics::gauge!(QUEUE_DEPTH).set(canvases as f64);
+    pub(super) fn load(&self, queued: usize, running: usize) {
+        metrics::gauge!(names::QUEUE_DEPTH).set(queued as f64);
+        metrics::gauge!(names::RUNNING).set(running as f64);
     }
+}
+
+/// A completion ended after `queued` of waiting and `denoising` of steps.
+pub(super) fn finished(image: bool, queued: Duration, denoising: Duration) {
+    metrics::histogram!(names::QUEUE_WAIT).record(queued);
+    metrics::histogram!(names::DENOISE, "kind" => if image { "image" } else { "text" }).record(denoising);
 }

@@ -74,12 +74,18 @@ metrics! {
     TICK_ROWS = "lacuna_tick_rows", Kind::Histogram(SIZES), Count, [];
     /// Canvases that stepped in a tick.
     TICK_CANVASES = "lacuna_tick_canvases", Kind::Histogram(SIZES), Count, [];
+    /// Steps of canvases: forwards that they took part in.
+    STEPS = "lacuna_steps_total", Kind::Counter, Count, [];
     /// Tokens and codes committed.
-    COMMITTED = "lacuna_tokens_committed_total", Kind::Counter, Count, ["kind"];
+    COMMITTED = "lacuna_tokens_committed_total", Kind::Counter, Count, [];
     /// Rows evaluated.
     POSITIONS = "lacuna_positions_total", Kind::Counter, Count, [];
-    /// Completions ended, by reason.
-    COMPLETIONS = "lacuna_completions_total", Kind::Counter, Count, ["kind", "reason"];
+    /// Completions ended, by kind.
+    COMPLETIONS = "lacuna_completions_total", Kind::Counter, Count, ["kind"];
+    /// Requests that the engine dropped because their client had left.
+    CANCELLED = "lacuna_cancelled_total", Kind::Counter, Count, [];
+    /// Forwards that failed.
+    FORWARD_FAILURES = "lacuna_forward_failures_total", Kind::Counter, Count, [];
 }
 
 /// Tells the recorder what each metric is.
