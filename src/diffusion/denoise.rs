@@ -14,6 +14,7 @@ use super::guidance::combine;
 use super::memo::Memo;
 use super::rng::{Purpose, uniform};
 use super::sample::{Draw, draw};
+use crate::models::nn::timing::{self, Split};
 use crate::models::{Backbone, ModelError, Packed};
 
 /// A canvas cannot go on; it is as before the step. Others of the same step are not affected.
@@ -57,9 +58,9 @@ pub struct Tick {
     pub outcomes: Vec<Result<StepOutcome, NotFinite>>,
     /// The forward's batch.
     pub batch: Packed,
-    /// Time in the transformer.
-    pub forward: Duration,
-    /// Time in the head, guidance, draws and the copy to the host.
+    /// Time by class of operation, transformer and head.
+    pub split: Split,
+    /// Time in guidance, draws, selection and the copy to the host.
     pub sampling: Duration,
 }
 
@@ -85,10 +86,10 @@ impl Denoiser {
     /// # Errors
     /// When the model fails; the canvases are then as before.
     pub fn step(&mut self, model: &dyn Backbone, canvases: &mut [&mut Canvas]) -> Result<Tick, ModelError> {
-        let started = Instant::now();
+        let before = timing::spent();
         let batch = Batch::pack(canvases, self.savings, &self.memo);
         let hidden = if batch.packed.rows() > 0 { Some(model.forward(&batch.packed)?) } else { None };
-        let forward = started.elapsed();
+        let (started, body) = (Instant::now(), timing::spent());
 
         let mut draws = Vec::with_capacity(batch.tasks.len());
         for chunk in batch.chunks(self.logits_cap) {
@@ -107,7 +108,9 @@ impl Denoiser {
             let drawn = draws[group.tasks.clone()].iter().copied().collect::<Result<Vec<Draw>, _>>();
             outcomes[group.canvas] = drawn.map(|drawn| canvas.commit(&drawn));
         }
-        Ok(Tick { outcomes, forward, sampling: started.elapsed() - forward, batch: batch.packed })
+        let head = timing::spent() - body;
+        let sampling = started.elapsed().saturating_sub(head.matmul);
+        Ok(Tick { outcomes, split: timing::spent() - before, sampling, batch: batch.packed })
     }
 }
 

@@ -16,7 +16,6 @@ use super::{EngineError, Limits};
 use crate::diffusion::canvas::StepOutcome;
 use crate::diffusion::{Canvas, Denoiser, Tick};
 use crate::models::Model;
-use crate::models::nn::timing::{self, Split};
 
 /// A canvas that has waited this long goes first whatever its class.
 const AGING: Duration = Duration::from_secs(2);
@@ -128,7 +127,6 @@ impl Runner {
             self.canvases[i].begin(began, &self.shared);
             ids.push(self.canvases[i].id);
         }
-        let before = timing::spent();
         let result = {
             let mut slots: Vec<Option<&mut Canvas>> = self.canvases.iter_mut().map(|c| Some(&mut c.canvas)).collect();
             let mut canvases: Vec<&mut Canvas> = chosen.iter().filter_map(|&i| slots[i].take()).collect();
@@ -136,7 +134,7 @@ impl Runner {
         };
         self.shared.healthy.store(result.is_ok(), SeqCst);
         match result {
-            Ok(tick) => self.after(&ids, tick, timing::spent() - before, began),
+            Ok(tick) => self.after(&ids, tick, began),
             Err(error) => {
                 tracing::error!(%error, canvases = ids.len(), "a forward failed");
                 self.shared.stats.failed();
@@ -171,13 +169,12 @@ impl Runner {
     }
 
     /// Tells the clients, and retires what is done.
-    fn after(&mut self, ids: &[u64], tick: Tick, split: Split, began: Instant) {
+    fn after(&mut self, ids: &[u64], tick: Tick, began: Instant) {
         let mut stats = TickStats {
             canvases: ids.len(),
             rows: tick.batch.rows(),
-            forward: tick.forward,
+            split: tick.split,
             sampling: tick.sampling,
-            split,
             ..TickStats::default()
         };
         self.shared.shapes.note(tick.batch);

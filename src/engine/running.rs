@@ -8,6 +8,7 @@ use uuid::Uuid;
 use super::EngineError;
 use super::job::{Edit, Event, FinishReason, Finished, Priority};
 use super::shared::Shared;
+use super::stats;
 use super::ticket::Frame;
 use super::transcript::Style;
 use crate::diffusion::Canvas;
@@ -60,6 +61,7 @@ impl Job {
             queued: begun.saturating_duration_since(self.submitted),
             denoising: begun.elapsed(),
         };
+        stats::finished(canvas.is_image(), finished.queued, finished.denoising);
         self.must_send(Frame::Finished(Box::new(finished), text));
         self.unfinished -= 1;
         if self.unfinished == 0 {

@@ -73,7 +73,7 @@ impl Shared {
     }
 
     pub(super) fn publish(&self) {
-        self.stats.queue_depth(self.queued.load(SeqCst));
+        self.stats.load(self.queued.load(SeqCst), self.running.load(SeqCst));
     }
 
     /// Only the device thread writes it.

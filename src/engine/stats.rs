@@ -26,26 +26,18 @@ pub struct TickStats {
     pub images: usize,
     /// All of it.
     pub wall: Duration,
-    /// The transformer.
-    pub forward: Duration,
-    /// Head, guidance, draws.
-    pub sampling: Duration,
-    /// Time of the transformer and the head by class of operation.
+    /// Transformer and head, by class of operation.
     pub split: Split,
+    /// Guidance, draws, selection.
+    pub sampling: Duration,
 }
 
 impl TickStats {
-    /// Everything but the device and the draws.
+    /// Planning, packing, events: what is left of the tick.
     #[must_use]
     pub fn host(&self) -> Duration {
-        self.wall.saturating_sub(self.forward + self.sampling)
-    }
-
-    /// Guidance, draws, the copy to the host, and what of the model is in no class.
-    #[must_use]
-    pub fn drawing(&self) -> Duration {
         let Split { matmul, attention, elementwise } = self.split;
-        (self.forward + self.sampling).saturating_sub(matmul + attention + elementwise)
+        self.wall.saturating_sub(matmul + attention + elementwise + self.sampling)
     }
 }
 
@@ -70,9 +62,7 @@ pub struct Counters {
     pub failures: u64,
     /// Wall time of the ticks.
     pub wall: Duration,
-    /// Of that, the transformer.
-    pub forward: Duration,
-    /// Of that, head, guidance, draws.
+    /// Of that, guidance, draws, selection.
     pub sampling: Duration,
 }
 
@@ -98,19 +88,19 @@ impl Stats {
             c.texts += tick.texts as u64;
             c.images += tick.images as u64;
             c.wall += tick.wall;
-            c.forward += tick.forward;
             c.sampling += tick.sampling;
         });
         metrics::histogram!(names::TICK).record(tick.wall);
         let Split { matmul, attention, elementwise } = tick.split;
-        for (part, spent) in [
+        let parts = [
             ("matmul", matmul),
             ("attention", attention),
             ("elementwise", elementwise),
-            ("sampling", tick.drawing()),
+            ("sampling", tick.sampling),
             ("host", tick.host()),
-        ] {
-            metrics::histogram!(names::TICK_PART, "part" => part).record(spent);
+        ];
+        for (part, time) in parts {
+            metrics::histogram!(names::TICK_PART, "part" => part).record(time);
         }
         metrics::histogram!(names::TICK_ROWS).record(tick.rows as f64);
         metrics::histogram!(names::TICK_CANVASES).record(tick.canvases as f64);
@@ -131,9 +121,16 @@ impl Stats {
         metrics::counter!(names::FORWARD_FAILURES).increment(1);
     }
 
-    pub(super) fn queue_depth(&self, canvases: usize) {
-        metrics::gauge!(names::QUEUE_DEPTH).set(canvases as f64);
+    pub(super) fn load(&self, queued: usize, running: usize) {
+        metrics::gauge!(names::QUEUE_DEPTH).set(queued as f64);
+        metrics::gauge!(names::RUNNING).set(running as f64);
     }
+}
+
+/// A completion ended after `queued` of waiting and `denoising` of steps.
+pub(super) fn finished(image: bool, queued: Duration, denoising: Duration) {
+    metrics::histogram!(names::QUEUE_WAIT).record(queued);
+    metrics::histogram!(names::DENOISE, "kind" => if image { "image" } else { "text" }).record(denoising);
 }
 
 /// A fair sample of the batches that were run (every one is equally likely to be kept: Vitter's algorithm R), so that
@@ -143,6 +140,9 @@ pub(super) struct Shapes(Mutex<(u64, Vec<Packed>)>);
 
 impl Shapes {
     pub(super) fn note(&self, batch: Packed) {
+        if batch.spans.is_empty() {
+            return; // everything was memoised: there was no forward
+        }
         let batch = Packed { ids: vec![0; batch.rows()], ..batch };
         let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let (seen, batches) = &mut *kept;
@@ -155,6 +155,7 @@ impl Shapes {
         }
     }
 
+    /// The sample, which begins anew.
     pub(super) fn take(&self) -> Vec<Packed> {
         std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner)).1
     }
@@ -164,20 +165,18 @@ impl Shapes {
 mod tests {
     use super::*;
 
-    fn batch(rows: usize) -> Packed {
-        let mut packed = Packed::default();
-        packed.push(&vec![7; rows], [0]);
-        packed
-    }
-
     #[test]
     fn the_sample_of_batches_is_bounded_fair_and_without_ids() {
         let shapes = Shapes::default();
-        (1..=1000).for_each(|rows| shapes.note(batch(rows)));
+        for rows in 1..=1000 {
+            let mut packed = Packed::default();
+            packed.push(&vec![7; rows], [0]);
+            shapes.note(packed);
+        }
         let taken = shapes.take();
         assert_eq!(taken.len(), SHAPES);
         assert!(taken.iter().all(|b| b.ids.iter().all(|&id| id == 0)));
-        // 64 of 1000 uniform draws: the mean of all is 500, its standard error 36.
+        // 64 uniform draws of 1 to 1000: the mean of all is 500, its standard error 36.
         let mean = taken.iter().map(Packed::rows).sum::<usize>() as f64 / SHAPES as f64;
         assert!((mean - 500.0).abs() < 150.0, "{mean}");
         assert!(shapes.take().is_empty());
@@ -187,8 +186,7 @@ mod tests {
     fn the_parts_of_a_tick_add_up() {
         let ms = Duration::from_millis;
         let split = Split { matmul: ms(5), attention: ms(2), elementwise: ms(1) };
-        let tick = TickStats { wall: ms(20), forward: ms(9), sampling: ms(6), split, ..TickStats::default() };
-        assert_eq!((tick.drawing(), tick.host()), (ms(7), ms(5)));
-        assert_eq!(split.matmul + split.attention + split.elementwise + tick.drawing() + tick.host(), tick.wall);
+        let tick = TickStats { wall: ms(20), split, sampling: ms(7), ..TickStats::default() };
+        assert_eq!(tick.host(), ms(5));
     }
 }

@@ -60,23 +60,29 @@ metrics! {
     DISCONNECTS = "lacuna_client_disconnects_total", Kind::Counter, Count, [];
     /// Canvases waiting for their first step.
     QUEUE_DEPTH = "lacuna_queue_depth", Kind::Gauge, Count, [];
+    /// Canvases denoising.
+    RUNNING = "lacuna_running_canvases", Kind::Gauge, Count, [];
+    /// Seconds a canvas waited for its first step.
+    QUEUE_WAIT = "lacuna_queue_seconds", Kind::Histogram(REQUEST_SECONDS), Seconds, [];
+    /// Seconds from a canvas's first step to its last.
+    DENOISE = "lacuna_denoise_seconds", Kind::Histogram(REQUEST_SECONDS), Seconds, ["kind"];
     /// Length of a tick: one packed forward and what surrounds it.
     TICK = "lacuna_tick_seconds", Kind::Histogram(TICK_SECONDS), Seconds, [];
     /// A tick's time by what it was spent on.
     TICK_PART = "lacuna_tick_part_seconds", Kind::Histogram(TICK_SECONDS), Seconds, ["part"];
     /// Rows of a tick's packed forward.
-    TICK_ROWS = "lacuna_batch_rows", Kind::Histogram(SIZES), Count, [];
+    TICK_ROWS = "lacuna_tick_rows", Kind::Histogram(SIZES), Count, [];
     /// Canvases that stepped in a tick.
-    TICK_CANVASES = "lacuna_batch_canvases", Kind::Histogram(SIZES), Count, [];
+    TICK_CANVASES = "lacuna_tick_canvases", Kind::Histogram(SIZES), Count, [];
+    /// Steps of canvases: forwards that they took part in.
+    STEPS = "lacuna_steps_total", Kind::Counter, Count, [];
     /// Tokens and codes committed.
     COMMITTED = "lacuna_tokens_committed_total", Kind::Counter, Count, [];
-    /// Rows of packed forwards: positions evaluated.
-    POSITIONS = "lacuna_positions_evaluated_total", Kind::Counter, Count, [];
-    /// Steps of canvases.
-    STEPS = "lacuna_steps_total", Kind::Counter, Count, [];
-    /// Completions finished.
+    /// Rows evaluated.
+    POSITIONS = "lacuna_positions_total", Kind::Counter, Count, [];
+    /// Completions ended, by kind.
     COMPLETIONS = "lacuna_completions_total", Kind::Counter, Count, ["kind"];
-    /// Requests that the engine dropped because their client had left (the HTTP layer counts the clients).
+    /// Requests that the engine dropped because their client had left.
     CANCELLED = "lacuna_cancelled_total", Kind::Counter, Count, [];
     /// Forwards that failed.
     FORWARD_FAILURES = "lacuna_forward_failures_total", Kind::Counter, Count, [];
