@@ -114,6 +114,9 @@ fn runnable(block: &str) -> Vec<String> {
     let mut commands: Vec<String> = Vec::new();
     let mut joined = String::new();
     for line in block.lines() {
+        if joined.is_empty() && line.trim_start().starts_with('#') {
+            continue; // a comment may hold any quotes
+        }
         joined.push_str(line);
         // A quoted argument may span lines: the command ends when its quotes do.
         if line.ends_with('\\') || joined.matches('\'').count() % 2 == 1 {
@@ -124,7 +127,7 @@ fn runnable(block: &str) -> Vec<String> {
     }
     commands.retain(|command| {
         let command = command.trim();
-        !command.is_empty() && !command.starts_with('#') && !NOT_HERE.iter().any(|other| command.contains(other))
+        !command.is_empty() && !NOT_HERE.iter().any(|other| command.contains(other))
     });
     commands
 }
