@@ -4,7 +4,7 @@
 
 use std::io::IsTerminal as _;
 
-use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
+use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::{LevelFilter, ParseError};
 use tracing_subscriber::util::SubscriberInitExt as _;
@@ -57,11 +57,19 @@ pub fn init_logs(config: &Telemetry) -> Result<(), TelemetryError> {
 /// # Errors
 /// When a recorder was installed before.
 pub fn init_metrics() -> Result<PrometheusHandle, TelemetryError> {
-    let recorder = builder().map_err(|e| TelemetryError::Recorder(e.to_string()))?.build_recorder();
+    let recorder = recorder()?;
     let handle = recorder.handle();
     ::metrics::set_global_recorder(recorder).map_err(|e| TelemetryError::Recorder(e.to_string()))?;
     metrics::describe();
     Ok(handle)
+}
+
+/// A recorder with every histogram's buckets, not installed.
+///
+/// # Errors
+/// When a list of buckets is empty, which none is.
+pub fn recorder() -> Result<PrometheusRecorder, TelemetryError> {
+    Ok(builder().map_err(|e| TelemetryError::Recorder(e.to_string()))?.build_recorder())
 }
 
 /// Buckets have to be named: a histogram without them would be rendered as a summary, which cannot be aggregated.

@@ -113,3 +113,92 @@ fn a_probe_of_nothing_fails() {
     let message = complaint(&["health", "--url", "http://127.0.0.1:1"], &[]);
     assert!(message.contains("http://127.0.0.1:1/ready does not answer"), "{message}");
 }
+
+fn json(args: &[&str]) -> serde_json::Value {
+    serde_json::from_str(&stdout(args, &[])).unwrap()
+}
+
+#[test]
+fn bench_reports_every_number_of_a_run() {
+    let common = ["bench", "--json", "--requests", "4", "--log", "warn"];
+    let report = json(&[&common[..], &["--kind", "text,image", "--concurrency", "2"]].concat());
+    let runs = report["runs"].as_array().unwrap();
+    assert_eq!(runs.len(), 2);
+    for (run, kind) in runs.iter().zip(["text", "image"]) {
+        assert_eq!(
+            (&run["kind"], &run["concurrency"], &run["requests"]),
+            (&kind.into(), &2.into(), &4.into()),
+            "{run}"
+        );
+        for path in [
+            "/positions_per_s",
+            "/ppt",
+            "/tpf",
+            "/latency_ms/p50",
+            "/latency_ms/p95",
+            "/latency_ms/p99",
+            "/tick/mean_ms",
+            "/tick/matmul",
+            "/tick/attention",
+            "/tick/elementwise",
+            "/tick/sampling",
+            "/engine_efficiency",
+        ] {
+            assert!(run.pointer(path).and_then(serde_json::Value::as_f64).is_some_and(|v| v > 0.0), "{path}: {run}");
+        }
+        let made = if kind == "text" { "tokens_per_s" } else { "images_per_s" };
+        assert!(run[made].as_f64().unwrap() > 0.0, "{run}");
+    }
+    let open = json(&[&common[..], &["--kind", "mixed", "--rate", "50"]].concat());
+    assert_eq!(open["runs"][0]["rate"], 50.0);
+    assert_eq!(open["runs"][0]["requests"], 4);
+}
+
+#[test]
+fn eval_reports_every_kind() {
+    let folder = TempDir::new().unwrap();
+    let sheet = folder.path().join("sheet.png");
+    let report = json(&["eval", "--json", "--n", "1", "--log", "warn", "--sheet", sheet.to_str().unwrap()]);
+    assert!(report["scenes"]["kinds"].as_object().unwrap().len() >= 5, "{report}");
+    assert!(report["words"]["accuracy"].is_number(), "{report}");
+    assert!(image::open(&sheet).unwrap().width() >= 256);
+}
+
+#[test]
+fn generate_writes_text_to_a_pipe_and_an_image_to_a_file() {
+    let folder = TempDir::new().unwrap();
+    let file = folder.path().join("circle.png");
+    let prompt = "what is 2 + 2 ?";
+    let answer = stdout(&["generate", "text", prompt, "--max-tokens", "8", "--log", "warn"], &[]);
+    assert!(!answer.contains('\x1b') && answer.ends_with('\n'), "{answer:?}");
+    assert_eq!(
+        answer,
+        stdout(&["generate", "text", prompt, "--max-tokens", "8", "--log", "warn"], &[]),
+        "not repeatable"
+    );
+    stdout(
+        &["generate", "image", "a red circle", "--steps", "2", "--out", file.to_str().unwrap(), "--log", "warn"],
+        &[],
+    );
+    assert!(image::open(&file).unwrap().width() >= 256);
+    let refused = complaint(&["generate", "image", "a red circle", "--out", "circle.bmp"], &[]);
+    assert!(refused.contains("circle.bmp") && refused.contains(".png"), "{refused}");
+}
+
+#[test]
+fn doctor_passes_here_and_says_what_fails() {
+    let folder = TempDir::new().unwrap();
+    let data = folder.path().join("data");
+    let report = stdout(&["doctor", "--data-dir", data.to_str().unwrap()], &[]);
+    assert!(["cpu", "device", "model", "store"].iter().all(|what| report.contains(what)), "{report}");
+    assert!(!data.exists(), "a check changes nothing");
+    let output = lacuna(&["doctor", "--model", "nowhere"], &[]);
+    assert!(!output.status.success());
+    assert!(text(output.stdout).contains("FAIL  model"), "the failing line names the model");
+}
+
+#[test]
+fn openapi_prints_the_committed_document() {
+    let committed = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/openapi/openapi.json")).unwrap();
+    assert_eq!(stdout(&["openapi"], &[]), committed);
+}

@@ -7,6 +7,7 @@ mod crash;
 mod golden;
 mod kill;
 mod layering;
+mod metrics;
 mod properties;
 mod readme;
 mod server;

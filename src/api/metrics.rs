@@ -1,4 +1,4 @@
-//! Metrics of the HTTP layer: their names, help and buckets, and the recorder behind `/metrics`.
+//! What the HTTP layer counts. Names, help and buckets are in `telemetry::metrics`.
 //!
 //! Labels are route templates, statuses and kinds of value: never an id, a user or a client's own word.
 
@@ -7,51 +7,10 @@ use std::time::Instant;
 use axum::extract::{MatchedPath, Request};
 use axum::middleware::Next;
 use axum::response::Response;
-use metrics::{counter, describe_counter, describe_histogram, histogram};
-use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
+use metrics::{counter, histogram};
 
 use crate::store::Value;
-
-/// Requests by route and status.
-pub const REQUESTS: &str = "lacuna_requests_total";
-/// Seconds until a response's head was ready, by route.
-pub const DURATION: &str = "lacuna_request_duration_seconds";
-/// Ratings by kind of value.
-pub const FEEDBACK: &str = "lacuna_feedback_total";
-/// Generate requests whose client left before the end.
-pub const DISCONNECTS: &str = "lacuna_client_disconnects_total";
-
-/// Upper bounds in seconds for every metric whose name ends in `_seconds`.
-const SECONDS: [f64; 16] =
-    [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0];
-
-/// A recorder with this server's buckets, not installed.
-///
-/// # Errors
-/// When the buckets are empty, which they are not.
-pub fn recorder() -> Result<PrometheusRecorder, BuildError> {
-    let builder = PrometheusBuilder::new().set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), &SECONDS)?;
-    Ok(builder.build_recorder())
-}
-
-/// Installs the process-wide recorder; once per process.
-///
-/// # Errors
-/// When one is installed already.
-pub fn install() -> Result<PrometheusHandle, BuildError> {
-    let recorder = recorder()?;
-    let handle = recorder.handle();
-    metrics::set_global_recorder(recorder)?;
-    describe();
-    Ok(handle)
-}
-
-fn describe() {
-    describe_counter!(REQUESTS, "HTTP requests by route and status.");
-    describe_histogram!(DURATION, "Seconds until a response's head was ready; for streams, until they began.");
-    describe_counter!(FEEDBACK, "Ratings stored, by kind of value.");
-    describe_counter!(DISCONNECTS, "Generate requests whose client left before the end.");
-}
+use crate::telemetry::metrics::{DISCONNECTS, FEEDBACK, REQUEST_DURATION, REQUESTS};
 
 /// Counts and times every request.
 pub(super) async fn track(matched: Option<MatchedPath>, request: Request, next: Next) -> Response {
@@ -59,7 +18,7 @@ pub(super) async fn track(matched: Option<MatchedPath>, request: Request, next: 
     let start = Instant::now();
     let response = next.run(request).await;
     let status = response.status().as_u16().to_string();
-    histogram!(DURATION, "route" => route.clone()).record(start.elapsed().as_secs_f64());
+    histogram!(REQUEST_DURATION, "route" => route.clone()).record(start.elapsed().as_secs_f64());
     counter!(REQUESTS, "route" => route, "status" => status).increment(1);
     response
 }

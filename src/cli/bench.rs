@@ -10,6 +10,7 @@ use anyhow::Context as _;
 use clap::{ArgMatches, Args, ValueEnum};
 use serde::Serialize;
 
+use super::host::Host;
 use super::serve::Server;
 use super::{ConfigFile, Local, term};
 use crate::config::{self, Config};
@@ -82,7 +83,7 @@ pub fn run(args: &BenchArgs, matches: &ArgMatches) -> anyhow::Result<ExitCode> {
     let runtime = super::runtime()?;
     let report = runtime.block_on(async {
         match &args.url {
-            Some(url) => measure(args, url).await,
+            Some(url) => measure(args, url, None).await,
             None => measure_own(args, resolved.config).await,
         }
     })?;
@@ -96,13 +97,13 @@ async fn measure_own(args: &BenchArgs, mut config: Config) -> anyhow::Result<rep
     config.server = config::Server { port: 0, ..config::Server::default() };
     config.store.data_dir.clone_from(&folder);
     let server = Server::start(&config).await?;
-    let report = measure(args, &server.url()).await;
+    let report = measure(args, &server.url(), Some(&server.host)).await;
     let stopped = server.stop().await;
     std::fs::remove_dir_all(&folder).with_context(|| format!("{} cannot be removed", folder.display()))?;
     stopped.and(report)
 }
 
-async fn measure(args: &BenchArgs, url: &str) -> anyhow::Result<report::Report> {
+async fn measure(args: &BenchArgs, url: &str, own: Option<&Host>) -> anyhow::Result<report::Report> {
     let client = load::Client::new(url)?;
     let mut report = report::Report::new(&client.info().await?);
     let amount = match args.requests {
@@ -118,8 +119,10 @@ async fn measure(args: &BenchArgs, url: &str) -> anyhow::Result<report::Report> 
         for &arrivals in &arrivals {
             let plan = load::Plan { kind, arrivals, amount, seed: args.seed };
             term::note(format_args!("measuring {plan} ..."));
+            let _ = own.map(|host| host.engine.take_shapes());
             let run = client.run(&plan).await?;
-            report.runs.push(report::Run::new(&plan, &run)?);
+            let bare = own.map(|host| ticks::bare_rows_per_s(&host.model, &host.engine.take_shapes())).transpose()?;
+            report.runs.push(report::Run::new(&plan, &run, bare)?);
         }
     }
     Ok(report)

@@ -7,27 +7,19 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use clap::{ArgMatches, Args, ValueEnum};
+use clap::{ArgMatches, Args};
 use comfy_table::{Table, presets};
 use indicatif::{ProgressBar, ProgressStyle};
 
+use super::generate::ImageChoice;
 use super::{ConfigFile, Local, host, term};
 use crate::api::defaults::Defaults;
-use crate::engine::job::{ImageSampler, TextSampler};
+use crate::engine::job::TextSampler;
 use crate::starter::eval::{self, Drawn, Options, Report, SceneKind, WordKind};
 use crate::starter::scenes;
 
 /// Images of each kind on a contact sheet.
 const SHEET_PER_KIND: usize = 8;
-
-/// How an image's cells commit.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum ImageChoice {
-    /// Confidence order.
-    Maskgit,
-    /// Ancestral.
-    Emerge,
-}
 
 /// Flags of `lacuna eval`.
 #[derive(Debug, Clone, Args)]
@@ -125,11 +117,7 @@ impl EvalArgs {
         image.steps = self.image_steps.unwrap_or(image.steps);
         image.temperature = self.image_temperature.unwrap_or(image.temperature);
         image.token_temperature = self.token_temperature.or(image.token_temperature);
-        image.sampler = match self.image_sampler {
-            Some(ImageChoice::Maskgit) => ImageSampler::Maskgit,
-            Some(ImageChoice::Emerge) => ImageSampler::Emerge,
-            None => image.sampler,
-        };
+        image.sampler = self.image_sampler.map_or(image.sampler, ImageChoice::sampler);
         text.steps = self.text_steps.unwrap_or(text.steps);
         if let Some(threshold) = self.threshold {
             text.sampler = TextSampler::Threshold { threshold };

@@ -10,8 +10,9 @@ use clap::{ArgMatches, Args, Subcommand, ValueEnum};
 
 use self::draw::{Cell, Screen};
 use super::{ConfigFile, Local, host, term};
+use crate::api::defaults::{ImageDefaults, TextDefaults};
 use crate::engine::job::{
-    Event, Finished, ImageParams, ImageSampler, Priority, Prompt, Request, Schedule, Task, TextParams, TextSampler,
+    Event, Finished, ImageParams, ImageSampler, Priority, Prompt, Request, Task, TextParams, TextSampler,
 };
 use crate::engine::{Engine, Ticket};
 use crate::telemetry;
@@ -51,9 +52,9 @@ pub enum TextChoice {
 pub struct TextArgs {
     /// What to complete
     pub prompt: String,
-    /// Length of the canvas
-    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=4096))]
-    pub max_tokens: u32,
+    /// Length of the canvas [default: as served, 64]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=4096))]
+    pub max_tokens: Option<u32>,
     /// Denoising steps [default: half of --max-tokens]
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=65_536))]
     pub steps: Option<u32>,
@@ -61,16 +62,16 @@ pub struct TextArgs {
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=4096))]
     pub block_length: Option<u32>,
     /// 0 takes the most likely token
-    #[arg(long, default_value_t = 0.0, value_parser = not_negative)]
+    #[arg(long, default_value_t = TextDefaults::default().temperature, value_parser = not_negative)]
     pub temperature: f64,
     /// Which positions commit
     #[arg(long, value_enum, default_value = "low-confidence")]
     pub sampler: TextChoice,
     /// Confidence that commits with --sampler threshold
-    #[arg(long, default_value_t = 0.9, value_parser = not_negative)]
+    #[arg(long, default_value_t = TextDefaults::default().threshold, value_parser = not_negative)]
     pub threshold: f64,
     /// w in (1+w)·conditional − w·unconditional
-    #[arg(long, default_value_t = 0.0, value_name = "W", value_parser = not_negative)]
+    #[arg(long, default_value_t = TextDefaults::default().guidance_scale, value_name = "W", value_parser = not_negative)]
     pub guidance_scale: f64,
     /// Same seed, same text
     #[arg(long, default_value_t = 0)]
@@ -92,6 +93,17 @@ pub enum ImageChoice {
     Emerge,
 }
 
+impl ImageChoice {
+    /// The engine's name for it.
+    #[must_use]
+    pub fn sampler(self) -> ImageSampler {
+        match self {
+            Self::Maskgit => ImageSampler::Maskgit,
+            Self::Emerge => ImageSampler::Emerge,
+        }
+    }
+}
+
 /// Flags of `lacuna generate image`.
 #[derive(Debug, Clone, Args)]
 pub struct ImageArgs {
@@ -101,13 +113,13 @@ pub struct ImageArgs {
     #[arg(long, short, default_value = "lacuna.png", value_name = "FILE")]
     pub out: PathBuf,
     /// Denoising steps
-    #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    #[arg(long, default_value_t = ImageDefaults::default().steps as u32, value_parser = clap::value_parser!(u32).range(1..=65_536))]
     pub steps: u32,
     /// w in (1+w)·conditional − w·unconditional
-    #[arg(long, default_value_t = 2.0, value_name = "W", value_parser = not_negative)]
+    #[arg(long, default_value_t = ImageDefaults::default().guidance_scale, value_name = "W", value_parser = not_negative)]
     pub guidance_scale: f64,
     /// Noise of the order in which positions commit; 0 for none
-    #[arg(long, default_value_t = 1.0, value_parser = not_negative)]
+    #[arg(long, default_value_t = ImageDefaults::default().temperature, value_parser = not_negative)]
     pub temperature: f64,
     /// Which positions commit
     #[arg(long, value_enum, default_value = "maskgit")]
@@ -166,22 +178,20 @@ fn request(prompt: &str, seed: u64, task: Task) -> Request {
 
 impl TextArgs {
     fn params(&self) -> TextParams {
-        let max_tokens = self.max_tokens as usize;
+        let defaults = TextDefaults::default();
+        let max_tokens = self.max_tokens.map_or(defaults.max_tokens, |tokens| tokens as usize);
+        let defaults = TextDefaults { max_tokens, ..defaults }.params();
         TextParams {
-            max_tokens,
-            steps: self.steps.map_or(max_tokens.div_ceil(2), |steps| steps as usize),
-            block_length: self.block_length.map_or(32, |length| length as usize).min(max_tokens),
+            steps: self.steps.map_or(defaults.steps, |steps| steps as usize),
+            block_length: self.block_length.map_or(defaults.block_length, |length| length as usize).min(max_tokens),
             temperature: self.temperature,
-            top_p: 1.0,
-            top_k: 0,
             sampler: match self.sampler {
                 TextChoice::LowConfidence => TextSampler::LowConfidence,
                 TextChoice::Random => TextSampler::Random,
                 TextChoice::Threshold => TextSampler::Threshold { threshold: self.threshold },
             },
             guidance_scale: self.guidance_scale,
-            stop_at_eos: true,
-            stop: Vec::new(),
+            ..defaults
         }
     }
 }
@@ -218,16 +228,10 @@ async fn paint(engine: &Engine, args: &ImageArgs) -> anyhow::Result<()> {
     let params = ImageParams {
         steps: args.steps as usize,
         guidance_scale: args.guidance_scale,
-        schedule: Schedule::Cosine,
         temperature: args.temperature,
-        token_temperature: None,
-        sampler: match args.sampler {
-            ImageChoice::Maskgit => ImageSampler::Maskgit,
-            ImageChoice::Emerge => ImageSampler::Emerge,
-        },
-        grid,
-        initial_codes: Vec::new(),
+        sampler: args.sampler.sampler(),
         preview_every: usize::from(term::is_live()),
+        ..ImageDefaults::default().params(grid)
     };
     let mut screen = Screen::new(term::is_live());
     let ticket = engine.submit(request(&args.prompt, args.seed, Task::Image(params)))?;

@@ -15,7 +15,7 @@ use super::memo::Memo;
 use super::rng::{Purpose, uniform};
 use super::sample::{Draw, draw};
 use crate::models::nn::timing::{self, Split};
-use crate::models::{Backbone, ModelError};
+use crate::models::{Backbone, ModelError, Packed};
 
 /// A canvas cannot go on; it is as before the step. Others of the same step are not affected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -59,8 +59,8 @@ impl Default for Savings {
 pub struct Tick {
     /// One per canvas, in order.
     pub outcomes: Vec<Result<StepOutcome, NotFinite>>,
-    /// Rows of the forward.
-    pub rows: usize,
+    /// The forward's batch.
+    pub batch: Packed,
     /// Time by class of operation, transformer and head.
     pub split: Split,
     /// Time in guidance, draws, selection and the copy to the host.
@@ -115,7 +115,7 @@ impl Denoiser {
         }
         let head = timing::spent() - body;
         let sampling = started.elapsed().saturating_sub(head.matmul);
-        Ok(Tick { outcomes, rows: batch.packed.rows(), split: timing::spent() - before, sampling })
+        Ok(Tick { outcomes, split: timing::spent() - before, sampling, batch: batch.packed })
     }
 }
 

@@ -25,7 +25,7 @@ pub use job::{Event, Finished, Request};
 pub use stats::Counters;
 pub use ticket::{Events, Ticket};
 
-use crate::models::{Model, ModelError, ModelSpec};
+use crate::models::{Model, ModelError, ModelSpec, Packed};
 use job::Task;
 use runner::{Command, Runner};
 use running::{Job, Running};
@@ -259,6 +259,12 @@ impl Engine {
     #[must_use]
     pub fn status(&self) -> Status {
         self.shared.status()
+    }
+
+    /// A fair sample of the shapes of the batches run since this was last asked, at most 64; ids are blank.
+    #[must_use]
+    pub fn take_shapes(&self) -> Vec<Packed> {
+        self.shared.shapes.take()
     }
 
     /// Sums since the start; subtract two readings to measure what lies between them.

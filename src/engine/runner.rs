@@ -172,11 +172,12 @@ impl Runner {
     fn after(&mut self, ids: &[u64], tick: Tick, began: Instant) {
         let mut stats = TickStats {
             canvases: ids.len(),
-            rows: tick.rows,
+            rows: tick.batch.rows(),
             split: tick.split,
             sampling: tick.sampling,
             ..TickStats::default()
         };
+        self.shared.shapes.note(tick.batch);
         for (&id, outcome) in ids.iter().zip(tick.outcomes) {
             match outcome {
                 Ok(outcome) => self.report(id, outcome, &mut stats),

@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 
 use super::Status;
-use super::stats::Stats;
+use super::stats::{Shapes, Stats};
 
 /// Longest wait that is ever suggested, seconds.
 const LONGEST_RETRY: u64 = 60;
@@ -17,6 +17,7 @@ pub(super) struct Shared {
     pub(super) healthy: AtomicBool,
     pub(super) draining: AtomicBool,
     pub(super) stats: Stats,
+    pub(super) shapes: Shapes,
     /// Mean time between two finished canvases while the engine is busy, microseconds; 0 is unknown.
     interval_us: AtomicU64,
     /// Touched whenever a canvas leaves.
@@ -31,6 +32,7 @@ impl Shared {
             healthy: AtomicBool::new(true),
             draining: AtomicBool::new(false),
             stats: Stats::default(),
+            shapes: Shapes::default(),
             interval_us: AtomicU64::new(0),
             changed: watch::Sender::new(()),
         }

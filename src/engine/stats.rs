@@ -3,8 +3,13 @@
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use crate::diffusion::rng::mix64;
+use crate::models::Packed;
 use crate::models::nn::timing::Split;
 use crate::telemetry::metrics as names;
+
+/// Batches that [`Shapes`] keeps.
+const SHAPES: usize = 64;
 
 /// One tick.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -126,4 +131,62 @@ impl Stats {
 pub(super) fn finished(image: bool, queued: Duration, denoising: Duration) {
     metrics::histogram!(names::QUEUE_WAIT).record(queued);
     metrics::histogram!(names::DENOISE, "kind" => if image { "image" } else { "text" }).record(denoising);
+}
+
+/// A fair sample of the batches that were run (every one is equally likely to be kept: Vitter's algorithm R), so that
+/// the bare forward can be timed on the same shapes. Token ids are not kept.
+#[derive(Debug, Default)]
+pub(super) struct Shapes(Mutex<(u64, Vec<Packed>)>);
+
+impl Shapes {
+    pub(super) fn note(&self, batch: Packed) {
+        if batch.spans.is_empty() {
+            return; // everything was memoised: there was no forward
+        }
+        let batch = Packed { ids: vec![0; batch.rows()], ..batch };
+        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let (seen, batches) = &mut *kept;
+        *seen += 1;
+        let place = (mix64(*seen) % *seen) as usize;
+        if batches.len() < SHAPES {
+            batches.push(batch);
+        } else if let Some(old) = batches.get_mut(place) {
+            *old = batch;
+        }
+    }
+
+    /// The sample, which begins anew.
+    pub(super) fn take(&self) -> Vec<Packed> {
+        std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner)).1
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_sample_of_batches_is_bounded_fair_and_without_ids() {
+        let shapes = Shapes::default();
+        for rows in 1..=1000 {
+            let mut packed = Packed::default();
+            packed.push(&vec![7; rows], [0]);
+            shapes.note(packed);
+        }
+        let taken = shapes.take();
+        assert_eq!(taken.len(), SHAPES);
+        assert!(taken.iter().all(|b| b.ids.iter().all(|&id| id == 0)));
+        // 64 uniform draws of 1 to 1000: the mean of all is 500, its standard error 36.
+        let mean = taken.iter().map(Packed::rows).sum::<usize>() as f64 / SHAPES as f64;
+        assert!((mean - 500.0).abs() < 150.0, "{mean}");
+        assert!(shapes.take().is_empty());
+    }
+
+    #[test]
+    fn the_parts_of_a_tick_add_up() {
+        let ms = Duration::from_millis;
+        let split = Split { matmul: ms(5), attention: ms(2), elementwise: ms(1) };
+        let tick = TickStats { wall: ms(20), split, sampling: ms(7), ..TickStats::default() };
+        assert_eq!(tick.host(), ms(5));
+    }
 }

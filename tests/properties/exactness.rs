@@ -224,7 +224,7 @@ fn savings_save() {
                 .collect();
             let mut batch: Vec<&mut Canvas> = canvases.iter_mut().collect();
             let tick = denoiser.step(&model, &mut batch).unwrap();
-            assert_eq!(canvases.iter().map(Canvas::positions_evaluated).sum::<u64>(), tick.rows as u64);
+            assert_eq!(canvases.iter().map(Canvas::positions_evaluated).sum::<u64>(), tick.batch.rows() as u64);
         }
         model.gauge.rows.load(std::sync::atomic::Ordering::SeqCst)
     };

@@ -111,11 +111,11 @@ impl Report {
 }
 
 impl Run {
-    /// Counts what was measured.
+    /// Counts what was measured; `bare_rows_per_s` is the bare forward's speed on the same batches, if known.
     ///
     /// # Errors
     /// When no request succeeded: rates of nothing would look like numbers.
-    pub fn new(plan: &Plan, measured: &Measured) -> anyhow::Result<Self> {
+    pub fn new(plan: &Plan, measured: &Measured, bare_rows_per_s: Option<f64>) -> anyhow::Result<Self> {
         let answers = &measured.answers;
         ensure!(
             !answers.is_empty(),
@@ -151,7 +151,7 @@ impl Run {
                 p99: quantile(&latencies, 0.99),
             },
             tick: measured.ticks,
-            engine_efficiency: measured.ticks.and_then(|t| t.efficiency(positions / seconds)),
+            engine_efficiency: bare_rows_per_s.map(|bare| positions / seconds / bare),
         })
     }
 

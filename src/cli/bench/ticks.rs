@@ -1,7 +1,10 @@
 //! What a server's ticks were spent on during a run: the difference of its metrics before and after.
 
+use std::time::Instant;
+
 use serde::Serialize;
 
+use crate::models::{Model, Packed};
 use crate::telemetry::metrics as names;
 
 /// Mean tick of a run, milliseconds; the parts add up to the mean.
@@ -19,9 +22,6 @@ pub struct Ticks {
     pub sampling: f64,
     /// Everything else: planning, packing, events.
     pub host: f64,
-    /// Rows per second of the bare forward on the same shapes, when it was measured.
-    #[serde(skip)]
-    pub bare_rows_per_s: Option<f64>,
 }
 
 /// Counters of a server at one moment.
@@ -65,7 +65,7 @@ impl Ticks {
         let [matmul, attention, elementwise, sampling] =
             std::array::from_fn(|i| per_tick(after.parts[i], before.parts[i]));
         let host = (mean_ms - matmul - attention - elementwise - sampling).max(0.0);
-        Some(Self { mean_ms, matmul, attention, elementwise, sampling, host, bare_rows_per_s: None })
+        Some(Self { mean_ms, matmul, attention, elementwise, sampling, host })
     }
 
     /// The parts as shares of the tick, in order of the fields.
@@ -73,10 +73,34 @@ impl Ticks {
     pub fn shares(&self) -> [f64; 5] {
         [self.matmul, self.attention, self.elementwise, self.sampling, self.host].map(|ms| ms / self.mean_ms.max(1e-9))
     }
+}
 
-    /// Rows served per second over those of the bare forward.
-    #[must_use]
-    pub fn efficiency(&self, rows_per_s: f64) -> Option<f64> {
-        self.bare_rows_per_s.map(|bare| rows_per_s / bare)
+/// Rows per second of the bare forward on these batches, run one after another with nothing else going on.
+///
+/// # Errors
+/// When the model fails.
+pub fn bare_rows_per_s(model: &Model, batches: &[Packed]) -> anyhow::Result<f64> {
+    let (mut rows, start) = (0, Instant::now());
+    for batch in batches {
+        model.backbone.forward(batch)?;
+        rows += batch.rows();
+    }
+    Ok(rows as f64 / start.elapsed().as_secs_f64())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ticks_are_read_from_metrics() {
+        let text = "# TYPE lacuna_tick_seconds histogram\nlacuna_tick_seconds_bucket{le=\"0.1\"} 4\n\
+                    lacuna_tick_seconds_sum 0.5\nlacuna_tick_seconds_count 10\n\
+                    lacuna_tick_part_seconds_sum{part=\"matmul\"} 0.3\nlacuna_tick_part_seconds_sum{part=\"sampling\"} 0.1\n";
+        let ticks = Ticks::between(&Totals::default(), &Totals::read(text)).unwrap();
+        assert!((ticks.mean_ms - 50.0).abs() < 1e-9 && (ticks.matmul - 30.0).abs() < 1e-9, "{ticks:?}");
+        assert!((ticks.host - 10.0).abs() < 1e-9, "{ticks:?}");
+        assert!((ticks.shares().iter().sum::<f64>() - 1.0).abs() < 1e-9);
+        assert!(Ticks::between(&Totals::read(text), &Totals::read(text)).is_none());
     }
 }
