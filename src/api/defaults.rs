@@ -3,6 +3,8 @@
 use serde::Serialize;
 use utoipa::ToSchema;
 
+use crate::engine::job::{ImageParams, ImageSampler, Schedule, TextParams, TextSampler};
+
 /// Defaults of both generate routes.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, ToSchema)]
 pub struct Defaults {
@@ -51,6 +53,25 @@ impl Default for TextDefaults {
     }
 }
 
+impl TextDefaults {
+    /// What a request with nothing but a prompt runs with.
+    #[must_use]
+    pub fn params(&self) -> TextParams {
+        TextParams {
+            max_tokens: self.max_tokens,
+            steps: (self.max_tokens / self.tokens_per_step.max(1)).max(1),
+            block_length: self.block_length.min(self.max_tokens),
+            temperature: self.temperature,
+            top_p: self.top_p,
+            top_k: self.top_k,
+            sampler: TextSampler::LowConfidence,
+            guidance_scale: self.guidance_scale,
+            stop_at_eos: self.stop_at_eos,
+            stop: Vec::new(),
+        }
+    }
+}
+
 /// Defaults of `POST /generate/image`.
 #[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
 pub struct ImageDefaults {
@@ -67,5 +88,23 @@ pub struct ImageDefaults {
 impl Default for ImageDefaults {
     fn default() -> Self {
         Self { steps: 16, guidance_scale: 2.0, temperature: 1.0, previews: 8 }
+    }
+}
+
+impl ImageDefaults {
+    /// What a request with nothing but a prompt runs with on a model that draws `grid`; no previews.
+    #[must_use]
+    pub fn params(&self, grid: (usize, usize)) -> ImageParams {
+        ImageParams {
+            steps: self.steps,
+            guidance_scale: self.guidance_scale,
+            schedule: Schedule::Cosine,
+            temperature: self.temperature,
+            token_temperature: None,
+            sampler: ImageSampler::Maskgit,
+            grid,
+            initial_codes: Vec::new(),
+            preview_every: 0,
+        }
     }
 }

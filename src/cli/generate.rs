@@ -12,7 +12,7 @@ use self::draw::{Cell, Screen};
 use super::{ConfigFile, Local, host, term};
 use crate::api::defaults::{ImageDefaults, TextDefaults};
 use crate::engine::job::{
-    Event, Finished, ImageParams, ImageSampler, Priority, Prompt, Request, Schedule, Task, TextParams, TextSampler,
+    Event, Finished, ImageParams, ImageSampler, Priority, Prompt, Request, Task, TextParams, TextSampler,
 };
 use crate::engine::{Engine, Ticket};
 use crate::telemetry;
@@ -93,6 +93,17 @@ pub enum ImageChoice {
     Emerge,
 }
 
+impl ImageChoice {
+    /// The engine's name for it.
+    #[must_use]
+    pub fn sampler(self) -> ImageSampler {
+        match self {
+            Self::Maskgit => ImageSampler::Maskgit,
+            Self::Emerge => ImageSampler::Emerge,
+        }
+    }
+}
+
 /// Flags of `lacuna generate image`.
 #[derive(Debug, Clone, Args)]
 pub struct ImageArgs {
@@ -165,53 +176,13 @@ fn request(prompt: &str, seed: u64, task: Task) -> Request {
     }
 }
 
-/// What `POST /generate/text` does when nothing is said.
-#[must_use]
-pub fn text_defaults() -> TextParams {
-    let TextDefaults { max_tokens, block_length, temperature, top_p, top_k, guidance_scale, stop_at_eos, .. } =
-        TextDefaults::default();
-    TextParams {
-        max_tokens,
-        steps: text_steps(max_tokens),
-        block_length: block_length.min(max_tokens),
-        temperature,
-        top_p,
-        top_k,
-        sampler: TextSampler::LowConfidence,
-        guidance_scale,
-        stop_at_eos,
-        stop: Vec::new(),
-    }
-}
-
-fn text_steps(max_tokens: usize) -> usize {
-    (max_tokens / TextDefaults::default().tokens_per_step).max(1)
-}
-
-/// What `POST /generate/image` does when nothing is said.
-#[must_use]
-pub fn image_defaults(grid: (usize, usize)) -> ImageParams {
-    let ImageDefaults { steps, guidance_scale, temperature, .. } = ImageDefaults::default();
-    ImageParams {
-        steps,
-        guidance_scale,
-        schedule: Schedule::Cosine,
-        temperature,
-        token_temperature: None,
-        sampler: ImageSampler::Maskgit,
-        grid,
-        initial_codes: Vec::new(),
-        preview_every: 0,
-    }
-}
-
 impl TextArgs {
     fn params(&self) -> TextParams {
-        let defaults = text_defaults();
+        let defaults = TextDefaults::default();
         let max_tokens = self.max_tokens.map_or(defaults.max_tokens, |tokens| tokens as usize);
+        let defaults = TextDefaults { max_tokens, ..defaults }.params();
         TextParams {
-            max_tokens,
-            steps: self.steps.map_or_else(|| text_steps(max_tokens), |steps| steps as usize),
+            steps: self.steps.map_or(defaults.steps, |steps| steps as usize),
             block_length: self.block_length.map_or(defaults.block_length, |length| length as usize).min(max_tokens),
             temperature: self.temperature,
             sampler: match self.sampler {
@@ -258,12 +229,9 @@ async fn paint(engine: &Engine, args: &ImageArgs) -> anyhow::Result<()> {
         steps: args.steps as usize,
         guidance_scale: args.guidance_scale,
         temperature: args.temperature,
-        sampler: match args.sampler {
-            ImageChoice::Maskgit => ImageSampler::Maskgit,
-            ImageChoice::Emerge => ImageSampler::Emerge,
-        },
+        sampler: args.sampler.sampler(),
         preview_every: usize::from(term::is_live()),
-        ..image_defaults(grid)
+        ..ImageDefaults::default().params(grid)
     };
     let mut screen = Screen::new(term::is_live());
     let ticket = engine.submit(request(&args.prompt, args.seed, Task::Image(params)))?;

@@ -53,6 +53,15 @@ pub fn start(config: &config::Engine) -> anyhow::Result<Host> {
     Ok(Host { engine, model, device: describe(&device), threads })
 }
 
+/// Loads the model alone, for commands that run it without an engine.
+///
+/// # Errors
+/// As [`start`].
+pub fn model(config: &config::Engine) -> anyhow::Result<Model> {
+    threads(config)?;
+    load(&config.model, &device(config.device)?)
+}
+
 /// Sets the size of the thread pool, once per process, and returns it.
 fn threads(config: &config::Engine) -> anyhow::Result<usize> {
     let threads = config.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));

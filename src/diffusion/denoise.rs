@@ -25,6 +25,9 @@ pub struct NotFinite {
     pub position: u32,
 }
 
+/// Logits worth waking another thread for: about 0.1 ms of draws.
+const GRAIN: usize = 1 << 16;
+
 /// Why canvases could not be completed.
 #[derive(Debug, thiserror::Error)]
 pub enum DenoiseError {
@@ -94,7 +97,9 @@ impl Denoiser {
         let mut draws = Vec::with_capacity(batch.tasks.len());
         for chunk in batch.chunks(self.logits_cap) {
             let logits = chunk.logits(model, hidden.as_ref())?;
-            let drawn = chunk.tasks.par_iter().map(|task| draw_one(&chunk, &logits, task, canvases));
+            let grain = GRAIN / (logits.len() / chunk.tasks.len()).max(1);
+            let tasks = chunk.tasks.par_iter().with_min_len(grain.max(1));
+            let drawn = tasks.map(|task| draw_one(&chunk, &logits, task, canvases));
             draws.extend(drawn.collect::<Vec<_>>());
             if self.savings.memoise_unconditional {
                 self.memo.keep(&chunk, &logits, canvases);

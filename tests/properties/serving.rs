@@ -97,7 +97,10 @@ fn random_request(s: &mut Stream) -> Request {
 /// What the request gives without an engine, completion by completion.
 fn reference(model: &Model, request: &Request) -> Vec<(Vec<u32>, Vec<i32>)> {
     let spec = model.backbone.spec();
-    let ids = |prompt: &Prompt| if let Prompt::Ids(ids) = prompt { ids.clone() } else { unreachable!() };
+    let ids = |prompt: &Prompt| match prompt {
+        Prompt::Ids(ids) => ids.clone(),
+        other => panic!("{other:?} is made of words"),
+    };
     let prompt = ids(&request.prompt);
     let negative = request.negative_prompt.as_ref().map(ids);
     let one = |index| {
