@@ -93,6 +93,7 @@ impl Run {
                 }
             }
         }
+        Ok(None)
     }
 
     /// Rows and columns of the images; `None` for text.
