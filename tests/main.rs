@@ -1,6 +1,7 @@
 //! Tests from outside the crate. One binary, so that linking happens once.
 #![cfg(test)]
 
+mod api;
 mod browser;
 mod cli;
 mod crash;

@@ -11,6 +11,7 @@ use uuid::Uuid;
 
 use super::error::{ApiError, Problem};
 use super::extract::{Path, Query};
+use super::feedback::FeedbackValue;
 use super::generate::common::Timing;
 use super::generate::picture::{self, PictureFormat};
 use super::generate::run;
@@ -80,7 +81,7 @@ pub(crate) struct FeedbackRecord {
     /// Name of the metric.
     pub metric: String,
     /// Boolean, number or text.
-    #[schema(value_type = Object)]
+    #[schema(value_type = FeedbackValue)]
     pub value: store::Value,
     /// RFC 3339.
     #[schema(example = "2026-01-31T12:00:00.123456Z")]
@@ -101,7 +102,7 @@ pub(crate) struct PictureQuery {
 /// The record of a completion, with its ratings.
 #[utoipa::path(get, path = "/completions/{id}", tag = "completions", params(("id" = Uuid, Path)), responses(
     (status = 200, description = "The record.", body = CompletionRecord),
-    (status = 404, description = "Not in the log.", body = Problem),
+    (status = 404, description = "Not in the log.", body = Problem, content_type = "application/problem+json"),
 ))]
 pub(super) async fn get_completion(
     State(app): State<App>,
@@ -117,7 +118,7 @@ pub(super) async fn get_completion(
     params(("id" = Uuid, Path), PictureQuery), responses(
     (status = 200, description = "The picture.", content(
         (String = "image/png"), (String = "image/jpeg"), (String = "image/webp"))),
-    (status = 404, description = "Not in the log, or a text.", body = Problem),
+    (status = 404, description = "Not in the log, or a text.", body = Problem, content_type = "application/problem+json"),
 ))]
 pub(super) async fn get_completion_image(
     State(app): State<App>,
@@ -132,7 +133,7 @@ pub(super) async fn get_completion_image(
 /// Removes a completion and its ratings.
 #[utoipa::path(delete, path = "/completions/{id}", tag = "completions", params(("id" = Uuid, Path)), responses(
     (status = 204, description = "Removed."),
-    (status = 404, description = "Not in the log.", body = Problem),
+    (status = 404, description = "Not in the log.", body = Problem, content_type = "application/problem+json"),
 ))]
 pub(super) async fn delete_completion(State(app): State<App>, Path(id): Path<Uuid>) -> Result<StatusCode, ApiError> {
     if app.store.delete_completion(id).await? { Ok(StatusCode::NO_CONTENT) } else { Err(missing(id)) }

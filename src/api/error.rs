@@ -246,11 +246,9 @@ pub struct Problem {
     pub field: Option<String>,
     /// The bound, or the values allowed.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = Option<Object>)]
     pub limit: Option<Value>,
     /// What was sent.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = Option<Object>)]
     pub actual: Option<Value>,
     /// What to do.
     #[serde(skip_serializing_if = "Option::is_none")]

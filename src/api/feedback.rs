@@ -70,10 +70,10 @@ pub(crate) struct FeedbackReply {
 #[utoipa::path(post, path = "/feedback", tag = "feedback", request_body = FeedbackRequest,
     params(("Idempotency-Key" = Option<String>, Header, description = "Up to 255 bytes.")), responses(
     (status = 201, description = "On stable storage.", body = FeedbackReply),
-    (status = 400, description = "A field is wrong or outside its bounds.", body = Problem),
-    (status = 404, description = "The completion is not in the log.", body = Problem),
-    (status = 422, description = "The key was used with another body.", body = Problem),
-    (status = 503, description = "The log is busy; see Retry-After.", body = Problem),
+    (status = 400, description = "A field is wrong or outside its bounds.", body = Problem, content_type = "application/problem+json"),
+    (status = 404, description = "The completion is not in the log.", body = Problem, content_type = "application/problem+json"),
+    (status = 422, description = "The key was used with another body.", body = Problem, content_type = "application/problem+json"),
+    (status = 503, description = "The log is busy; see Retry-After.", body = Problem, content_type = "application/problem+json"),
 ))]
 pub(super) async fn add_feedback(
     State(app): State<App>,
@@ -97,7 +97,7 @@ pub(super) async fn add_feedback(
 /// Takes a rating back.
 #[utoipa::path(delete, path = "/feedback/{id}", tag = "feedback", params(("id" = Uuid, Path)), responses(
     (status = 204, description = "Removed."),
-    (status = 404, description = "Not in the log.", body = Problem),
+    (status = 404, description = "Not in the log.", body = Problem, content_type = "application/problem+json"),
 ))]
 pub(super) async fn delete_feedback(State(app): State<App>, Path(id): Path<Uuid>) -> Result<StatusCode, ApiError> {
     if app.store.delete_feedback(id).await? {

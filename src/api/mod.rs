@@ -24,7 +24,7 @@ mod feedback;
 mod generate;
 mod health;
 pub mod limits;
-pub mod metrics;
+mod metrics;
 mod middleware;
 pub mod openapi;
 mod serve;

@@ -215,10 +215,7 @@ impl Runner {
             }
             return;
         };
-        match running.canvas.is_image() {
-            true => stats.images += 1,
-            false => stats.texts += 1,
-        }
+        self.shared.stats.completed(running.canvas.is_image());
         self.finish(at, reason);
     }
 

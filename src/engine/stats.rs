@@ -20,10 +20,6 @@ pub struct TickStats {
     pub rows: usize,
     /// Positions committed.
     pub committed: usize,
-    /// Texts that finished.
-    pub texts: usize,
-    /// Images that finished.
-    pub images: usize,
     /// All of it.
     pub wall: Duration,
     /// Transformer and head, by class of operation.
@@ -85,8 +81,6 @@ impl Stats {
             c.steps += tick.canvases as u64;
             c.rows += tick.rows as u64;
             c.committed += tick.committed as u64;
-            c.texts += tick.texts as u64;
-            c.images += tick.images as u64;
             c.wall += tick.wall;
             c.sampling += tick.sampling;
         });
@@ -107,8 +101,12 @@ impl Stats {
         metrics::counter!(names::POSITIONS).increment(tick.rows as u64);
         metrics::counter!(names::COMMITTED).increment(tick.committed as u64);
         metrics::counter!(names::STEPS).increment(tick.canvases as u64);
-        metrics::counter!(names::COMPLETIONS, "kind" => "text").increment(tick.texts as u64);
-        metrics::counter!(names::COMPLETIONS, "kind" => "image").increment(tick.images as u64);
+    }
+
+    /// A completion ended. Counted before its client hears of it, so that nobody sees an answer that is not counted.
+    pub(super) fn completed(&self, image: bool) {
+        self.update(|c| *(if image { &mut c.images } else { &mut c.texts }) += 1);
+        metrics::counter!(names::COMPLETIONS, "kind" => kind(image)).increment(1);
     }
 
     pub(super) fn disconnected(&self) {
@@ -130,7 +128,11 @@ impl Stats {
 /// A completion ended after `queued` of waiting and `denoising` of steps.
 pub(super) fn finished(image: bool, queued: Duration, denoising: Duration) {
     metrics::histogram!(names::QUEUE_WAIT).record(queued);
-    metrics::histogram!(names::DENOISE, "kind" => if image { "image" } else { "text" }).record(denoising);
+    metrics::histogram!(names::DENOISE, "kind" => kind(image)).record(denoising);
+}
+
+fn kind(image: bool) -> &'static str {
+    if image { "image" } else { "text" }
 }
 
 /// A fair sample of the batches that were run (every one is equally likely to be kept: Vitter's algorithm R), so that

@@ -10,10 +10,10 @@ use lacuna::diffusion::rng::{Stream, mix64};
 use lacuna::models::{Backbone, ImageCodec, ImageSpec, Layout, Model, ModelError, ModelSpec, Packed};
 use lacuna::text::Tokenizer;
 
-pub(super) const EOS: u32 = 256;
-pub(super) const MASK: u32 = 257;
-pub(super) const TEXT: Range<u32> = 0..260;
-pub(super) const CODES: Range<u32> = 260..280;
+pub(crate) const EOS: u32 = 256;
+pub(crate) const MASK: u32 = 257;
+pub(crate) const TEXT: Range<u32> = 0..260;
+pub(crate) const CODES: Range<u32> = 260..280;
 const VOCAB: usize = 280;
 
 fn spec(d_model: usize) -> ModelSpec {
@@ -35,12 +35,12 @@ fn spec(d_model: usize) -> ModelSpec {
 
 /// Counts what it is asked to do, and can be held and broken.
 #[derive(Default)]
-pub(super) struct Gauge {
-    pub(super) forwards: AtomicUsize,
-    pub(super) rows: AtomicUsize,
-    pub(super) most_rows: AtomicUsize,
-    pub(super) head_rows: AtomicUsize,
-    pub(super) most_logits: AtomicUsize,
+pub(crate) struct Gauge {
+    pub(crate) forwards: AtomicUsize,
+    pub(crate) rows: AtomicUsize,
+    pub(crate) most_rows: AtomicUsize,
+    pub(crate) head_rows: AtomicUsize,
+    pub(crate) most_logits: AtomicUsize,
     gate: Mutex<Gate>,
     moved: Condvar,
 }
@@ -54,24 +54,24 @@ struct Gate {
 
 impl Gauge {
     /// Forwards wait from now on.
-    pub(super) fn hold(&self) {
+    pub(crate) fn hold(&self) {
         self.gate.lock().unwrap().held = true;
     }
 
     /// Forwards go on.
-    pub(super) fn release(&self) {
+    pub(crate) fn release(&self) {
         self.gate.lock().unwrap().held = false;
         self.moved.notify_all();
     }
 
     /// Returns once a forward is waiting.
-    pub(super) fn wait_until_held(&self) {
+    pub(crate) fn wait_until_held(&self) {
         let gate = self.gate.lock().unwrap();
         drop(self.moved.wait_while(gate, |g| g.waiting == 0).unwrap());
     }
 
     /// The next `n` forwards fail.
-    pub(super) fn fail(&self, n: usize) {
+    pub(crate) fn fail(&self, n: usize) {
         self.gate.lock().unwrap().failures = n;
     }
 
@@ -100,15 +100,15 @@ impl Gauge {
 }
 
 /// Logits are a hash of the span's ids, the position and the id. `sharp` makes them far apart.
-pub(super) struct Hash {
+pub(crate) struct Hash {
     spec: ModelSpec,
-    pub(super) gauge: Arc<Gauge>,
+    pub(crate) gauge: Arc<Gauge>,
     /// Adds to the logit of EOS.
-    pub(super) eos_bias: f32,
+    pub(crate) eos_bias: f32,
 }
 
 impl Hash {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self { spec: spec(4), gauge: Arc::default(), eos_bias: 0.0 }
     }
 }
@@ -149,9 +149,9 @@ impl Backbone for Hash {
 }
 
 /// One attention layer and a linear layer, computed with matrix products.
-pub(super) struct Tensors {
+pub(crate) struct Tensors {
     spec: ModelSpec,
-    pub(super) gauge: Arc<Gauge>,
+    pub(crate) gauge: Arc<Gauge>,
     embedding: Tensor,
     positions: Tensor,
     mix: Tensor,
@@ -161,7 +161,7 @@ pub(super) struct Tensors {
 const D: usize = 16;
 
 impl Tensors {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let mut stream = Stream::new(11, 0);
         let mut weights = |rows: usize, columns: usize, scale: f32| {
             let values: Vec<f32> = (0..rows * columns).map(|_| (stream.unit() as f32 - 0.5) * scale).collect();
@@ -244,7 +244,7 @@ impl ImageCodec for Blocks {
 }
 
 /// One token per byte (byte-level BPE without merges), then EOS, the mask and two layout markers.
-pub(super) fn tokenizer() -> Tokenizer {
+pub(crate) fn tokenizer() -> Tokenizer {
     let printable = |b: u32| (33..=126).contains(&b) || (161..=172).contains(&b) || (174..=255).contains(&b);
     let mut others = 256..;
     let vocab: Vec<String> = (0..256u32)
@@ -272,7 +272,7 @@ pub(super) fn tokenizer() -> Tokenizer {
     Tokenizer::from_bytes(json.as_bytes()).unwrap()
 }
 
-pub(super) fn model(backbone: impl Backbone + 'static) -> Model {
+pub(crate) fn model(backbone: impl Backbone + 'static) -> Model {
     Model {
         backbone: Arc::new(backbone),
         tokenizer: Arc::new(tokenizer()),

@@ -1,7 +1,7 @@
 //! Properties that hold for every input, tried on many: exactness in any mix, scheduling, serving.
 
 mod exactness;
-mod fake;
+pub(crate) mod fake;
 mod reference;
 mod scheduling;
 mod serving;

@@ -24,6 +24,8 @@ pub(in crate::api) struct Served {
     pub adapter: String,
     /// Ids below this exist.
     pub vocab_size: usize,
+    /// Longest sequence.
+    pub max_positions: usize,
     /// Grid and codebook size, when the model draws.
     pub image: Option<((usize, usize), u32)>,
 }
@@ -32,7 +34,7 @@ impl Served {
     pub(in crate::api) fn of(engine: &Engine) -> Self {
         let spec = engine.spec();
         let image = spec.image.as_ref().map(|image| (image.grid, image.codes.end - image.codes.start));
-        Self { adapter: engine.adapter(), vocab_size: spec.vocab_size, image }
+        Self { adapter: engine.adapter(), vocab_size: spec.vocab_size, max_positions: spec.max_positions, image }
     }
 }
 
@@ -272,7 +274,7 @@ pub(super) mod tests {
 
     /// A model of 100 ids with an 8×8 grid and 16 codes.
     pub(in crate::api::generate) fn served() -> Served {
-        Served { adapter: "base@0".to_owned(), vocab_size: 100, image: Some(((8, 8), 16)) }
+        Served { adapter: "base@0".to_owned(), vocab_size: 100, max_positions: 200, image: Some(((8, 8), 16)) }
     }
 
     #[test]

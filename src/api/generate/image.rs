@@ -98,10 +98,10 @@ pub(crate) enum ImagePart {
 /// `done` (the plain reply) or `error` (a problem).
 #[utoipa::path(post, path = "/generate/image", tag = "generate", request_body = ImageRequest, responses(
     (status = 200, description = "The images.", body = ImageReply),
-    (status = 400, description = "A field is wrong or outside its bounds.", body = Problem),
-    (status = 404, description = "The adapter is not served.", body = Problem),
-    (status = 413, description = "The body is too large.", body = Problem),
-    (status = 503, description = "Full or shutting down; see Retry-After.", body = Problem),
+    (status = 400, description = "A field is wrong or outside its bounds.", body = Problem, content_type = "application/problem+json"),
+    (status = 404, description = "The adapter is not served.", body = Problem, content_type = "application/problem+json"),
+    (status = 413, description = "The body is too large.", body = Problem, content_type = "application/problem+json"),
+    (status = 503, description = "Full or shutting down; see Retry-After.", body = Problem, content_type = "application/problem+json"),
 ))]
 pub(in crate::api) async fn generate_image(
     State(app): State<App>,

@@ -41,6 +41,8 @@ pub(super) struct Run {
     returns: Returns,
     format: PictureFormat,
     finished: Vec<Finished>,
+    /// The engine has said `Done`.
+    done: bool,
     attended: Attended,
 }
 
@@ -70,12 +72,12 @@ impl Run {
         let ticket = app.engine.submit(plan.request)?;
         let Plan { log, returns, format, .. } = plan;
         let attended = Attended { over: false };
-        Ok(Self { app, ticket, adapter, grid, log, returns, format, finished: Vec::new(), attended })
+        Ok(Self { app, ticket, adapter, grid, log, returns, format, finished: Vec::new(), done: false, attended })
     }
 
     /// The next event worth telling, or `None` when every completion is finished.
     pub(super) async fn next(&mut self) -> Result<Option<Event>, ApiError> {
-        loop {
+        while !self.done {
             let event = tokio::select! {
                 biased;
                 () = self.app.shutdown.cut.cancelled() => Some(Event::Failed(EngineError::Draining)),
@@ -83,7 +85,7 @@ impl Run {
             };
             match event {
                 Some(Event::Finished(finished)) => self.finished.push(*finished),
-                Some(Event::Done) => return Ok(None),
+                Some(Event::Done) => self.done = true,
                 Some(Event::Failed(error)) => return Err(self.failed(error.into())),
                 Some(event) => return Ok(Some(event)),
                 None => {
@@ -91,6 +93,7 @@ impl Run {
                 }
             }
         }
+        Ok(None)
     }
 
     /// Rows and columns of the images; `None` for text.

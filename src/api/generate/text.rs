@@ -132,10 +132,10 @@ pub(crate) enum TextPart {
 /// `error` (a problem).
 #[utoipa::path(post, path = "/generate/text", tag = "generate", request_body = TextRequest, responses(
     (status = 200, description = "The completions.", body = TextReply),
-    (status = 400, description = "A field is wrong or outside its bounds.", body = Problem),
-    (status = 404, description = "The adapter is not served.", body = Problem),
-    (status = 413, description = "The body is too large.", body = Problem),
-    (status = 503, description = "Full or shutting down; see Retry-After.", body = Problem),
+    (status = 400, description = "A field is wrong or outside its bounds.", body = Problem, content_type = "application/problem+json"),
+    (status = 404, description = "The adapter is not served.", body = Problem, content_type = "application/problem+json"),
+    (status = 413, description = "The body is too large.", body = Problem, content_type = "application/problem+json"),
+    (status = 503, description = "Full or shutting down; see Retry-After.", body = Problem, content_type = "application/problem+json"),
 ))]
 pub(in crate::api) async fn generate_text(
     State(app): State<App>,
@@ -154,7 +154,7 @@ impl TextRequest {
         defaults: &TextDefaults,
     ) -> Result<Plan, ApiError> {
         let (prompt, text, holes) = self.take_prompt(served, limits)?;
-        let params = self.params(holes, limits, defaults)?;
+        let params = self.params(holes, served, limits, defaults)?;
         let parts = self.returns.take().unwrap_or_default();
         let returns = Returns {
             tokens: parts.contains(&TextPart::TokenIds),
@@ -210,19 +210,24 @@ impl TextRequest {
     fn params(
         &self,
         holes: Option<usize>,
+        served: &Served,
         limits: &ApiLimits,
         defaults: &TextDefaults,
     ) -> Result<TextParams, ApiError> {
         let max_tokens = self.canvas(holes, limits, defaults)?;
-        let steps = self.steps.unwrap_or((max_tokens / defaults.tokens_per_step.max(1)).max(1) as u64);
-        let block = self.block_length.unwrap_or(defaults.block_length.min(max_tokens) as u64);
+        let block_length = match (self.block_length, holes) {
+            (Some(given), _) => check::size("block_length", given, 1, limits.max_tokens, &check::flag("max_tokens"))?,
+            (None, Some(_)) => served.max_positions, // the canvas is longer than its holes: one block, whatever its length
+            (None, None) => default_block(max_tokens, self.steps, defaults),
+        };
+        let steps = self.steps.unwrap_or_else(|| default_steps(max_tokens, block_length, limits, defaults));
         let temperature = self.temperature.unwrap_or(defaults.temperature);
         let guidance = self.guidance_scale.unwrap_or(defaults.guidance_scale);
         let top_k = self.top_k.unwrap_or(defaults.top_k as u64);
         Ok(TextParams {
             max_tokens,
             steps: check::size("steps", steps, 1, limits.max_steps, &check::flag("max_steps"))?,
-            block_length: check::size("block_length", block, 1, limits.max_tokens, &check::flag("max_tokens"))?,
+            block_length,
             temperature: check::number("temperature", temperature, 0.0, fixed::TEMPERATURE)?,
             top_p: check::probability("top_p", self.top_p.unwrap_or(defaults.top_p))?,
             top_k: check::integer("top_k", top_k, 0, fixed::TOP_K, FIXED)? as usize,
@@ -248,6 +253,24 @@ impl TextRequest {
             }
         }
     }
+}
+
+/// Blocks must divide the canvas, and the steps must divide among the blocks. The default is the longest such block
+/// from half the usual length up to it, or else a single block, which always fits.
+fn default_block(max_tokens: usize, steps: Option<u64>, defaults: &TextDefaults) -> usize {
+    let usual = defaults.block_length.clamp(1, max_tokens);
+    let fits = |block: &usize| {
+        let blocks = (max_tokens / block) as u64;
+        max_tokens.is_multiple_of(*block) && steps.is_none_or(|steps| steps.is_multiple_of(blocks))
+    };
+    (usual.div_ceil(2)..=usual).rev().find(fits).unwrap_or(max_tokens)
+}
+
+/// The usual pace, the same number of steps for every block.
+fn default_steps(max_tokens: usize, block_length: usize, limits: &ApiLimits, defaults: &TextDefaults) -> u64 {
+    let blocks = max_tokens.div_ceil(block_length);
+    let steps = (max_tokens / defaults.tokens_per_step.max(1)).min(limits.max_steps);
+    ((steps / blocks).max(1) * blocks) as u64
 }
 
 fn conversation(messages: &[Message]) -> Result<String, ApiError> {

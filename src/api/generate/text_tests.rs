@@ -37,6 +37,24 @@ fn absent_fields_get_the_defaults() {
 }
 
 #[test]
+fn default_blocks_and_steps_always_divide() {
+    let shape = |body: Value| {
+        let params = params(body);
+        (params.block_length, params.steps)
+    };
+    assert_eq!(shape(json!({"prompt": "x", "max_tokens": 40})), (20, 20));
+    assert_eq!(shape(json!({"prompt": "x", "max_tokens": 61})), (61, 30), "no divisor near: one block");
+    assert_eq!(shape(json!({"prompt": "x", "max_tokens": 1})), (1, 1));
+    assert_eq!(shape(json!({"prompt": "x", "steps": 5})), (64, 5), "five steps do not divide among two blocks");
+    assert_eq!(shape(json!({"prompt": "x", "block_length": 8, "max_tokens": 24})), (8, 12));
+    assert_eq!(shape(json!({"template": "a[[1]]b[[1]]"})), (200, 1), "a template is one block");
+    for max_tokens in 1..=512 {
+        let (block, steps) = shape(json!({"prompt": "x", "max_tokens": max_tokens}));
+        assert!(max_tokens % block == 0 && steps % (max_tokens / block) == 0, "{max_tokens}: {block}, {steps}");
+    }
+}
+
+#[test]
 fn every_numeric_bound_is_enforced() {
     let limits = ApiLimits::default();
     for (field, over, limit) in [
