@@ -70,7 +70,7 @@ pub struct Local {
 /// The TOML file; what it says is overridden by variables and flags.
 #[derive(Debug, Clone, Args)]
 pub struct ConfigFile {
-    /// TOML file with [server], [engine], [limits], [store] and [telemetry]
+    /// TOML file with the tables server, engine, limits, store and telemetry
     #[arg(long = "config", env = "LACUNA_CONFIG", value_name = "FILE")]
     pub path: Option<PathBuf>,
 }

@@ -1,6 +1,6 @@
 //! Logs and metrics: set up once by the binary, used from everywhere through `tracing` and `metrics`.
 //!
-//! [`metrics`](self::metrics) lists every metric. Prompts, completions, keys and user ids are never logged.
+//! [`metrics`] lists every metric. Prompts, completions, keys and user ids are never logged.
 
 use std::io::IsTerminal as _;
 

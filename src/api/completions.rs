@@ -152,8 +152,11 @@ fn missing(id: Uuid) -> ApiError {
     }
 }
 
+/// Codes row by row; `None` where masked.
+type PartialCodes = Vec<Option<u32>>;
+
 /// The codes of an image after a step (or at the end), masked where they were not committed yet.
-fn codes_at(row: CompletionRow, step: Option<u32>) -> Result<(Vec<Option<u32>>, (usize, usize)), ApiError> {
+fn codes_at(row: CompletionRow, step: Option<u32>) -> Result<(PartialCodes, (usize, usize)), ApiError> {
     let (Kind::Image, Some((rows, columns))) = (row.kind, row.grid) else {
         return Err(ApiError::NotFound {
             what: "image of completion",

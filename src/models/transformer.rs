@@ -55,10 +55,10 @@ impl TransformerConfig {
         let refuse = |field, actual: usize, hint: &str| {
             Err(ModelError::Config { field, actual: actual.to_string(), hint: hint.to_owned() })
         };
-        if self.n_heads == 0 || self.d_model % self.n_heads != 0 || self.head_dim() % 2 != 0 {
+        if self.n_heads == 0 || !self.d_model.is_multiple_of(self.n_heads) || !self.head_dim().is_multiple_of(2) {
             return refuse("n_heads", self.n_heads, "it must divide d_model into heads of even width");
         }
-        if self.n_kv_heads == 0 || self.n_heads % self.n_kv_heads != 0 {
+        if self.n_kv_heads == 0 || !self.n_heads.is_multiple_of(self.n_kv_heads) {
             return refuse("n_kv_heads", self.n_kv_heads, "it must divide n_heads");
         }
         if self.n_layers == 0 || self.embedding_size == 0 || self.mlp_hidden_size == 0 {

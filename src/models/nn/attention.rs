@@ -118,7 +118,7 @@ impl AttentionPlan {
             longest = longest.max(span.keys.len());
         }
         let fits = queries == (at_query, self.q_width()) && keys == (at_key, self.kv_width());
-        if !fits || self.positions.len() != at_query || self.n_heads % self.n_kv_heads.max(1) != 0 {
+        if !fits || self.positions.len() != at_query || !self.n_heads.is_multiple_of(self.n_kv_heads.max(1)) {
             candle_core::bail!("attention: q {queries:?}, kv {keys:?} do not fit {at_query} and {at_key} rows");
         }
         let last = self.positions.iter().max().map_or(0, |&p| p as usize + 1).max(longest);

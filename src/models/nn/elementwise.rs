@@ -1,7 +1,7 @@
 //! Vectorised f32 loops over slices: the arithmetic inside the fused CPU operations, forward and backward.
 //!
 //! Everything here is a safe loop that the compiler vectorises, compiled once per instruction set and chosen at run
-//! time. Multiplications and additions are never contracted and every sum has [`LANES`] fixed partial sums, so a
+//! time. Multiplications and additions are never contracted and every sum has `LANES` fixed partial sums, so a
 //! result depends on its inputs only, not on the machine's vector width. No tensors, no shapes, no threads here: a
 //! caller splits its tensor into rows. Slices of one call have equal lengths; the shortest bounds the work.
 

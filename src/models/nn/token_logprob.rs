@@ -1,4 +1,4 @@
-//! The log-probability of one token per row: log softmax(logits)[target], the term of every likelihood and loss.
+//! The log-probability of one token per row: log softmax(logits) at the target, the term of every likelihood and loss.
 
 use std::sync::Arc;
 
