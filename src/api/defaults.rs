@@ -40,9 +40,9 @@ pub struct TextDefaults {
 impl Default for TextDefaults {
     fn default() -> Self {
         Self {
-            max_tokens: 64,
+            max_tokens: 32,
             tokens_per_step: 2,
-            block_length: 32,
+            block_length: 8,
             temperature: 0.0,
             top_p: 1.0,
             top_k: 0,
@@ -87,7 +87,7 @@ pub struct ImageDefaults {
 
 impl Default for ImageDefaults {
     fn default() -> Self {
-        Self { steps: 16, guidance_scale: 2.0, temperature: 1.0, previews: 8 }
+        Self { steps: 32, guidance_scale: 1.0, temperature: 1.0, previews: 16 }
     }
 }
 
