@@ -75,7 +75,7 @@ pub fn run(args: &PretrainArgs, _matches: &ArgMatches) -> anyhow::Result<ExitCod
     let mut smooth = None;
     pretrain::run(&options, |progress| {
         let losses = smoothed(&mut smooth, progress.losses);
-        if progress.step % 10 == 0 || progress.saved {
+        if progress.step % 10 == 0 || progress.samples.is_some() {
             report(progress, losses);
         }
         true
@@ -99,6 +99,9 @@ fn report(progress: &Progress, [text, image]: [f64; 2]) {
         progress.lr,
         progress.grad_norm,
         progress.rows as f64 / seconds.max(1e-9),
-        if progress.saved { ", saved" } else { "" }
+        if progress.samples.is_some() { ", saved with samples.png" } else { "" }
     ));
+    for answer in progress.samples.iter().flatten() {
+        term::line(format_args!("    {} -> {}", answer.question, answer.text));
+    }
 }

@@ -41,6 +41,16 @@ pub fn load_from(dir: &Path, device: &Device) -> Result<Model, ModelError> {
 /// When they do not fit `config`.
 pub fn from_bytes(bytes: &[u8], config: TransformerConfig, device: &Device) -> Result<Model, ModelError> {
     let weights = Weights::from_bytes(bytes, &config, device)?;
+    let transformer = Transformer::new(config, Precision::Exact, |name| weights.get(name))?;
+    assemble(transformer, weights.sha256)
+}
+
+/// A transformer of the starter's family with its tokenizer, layout and codec.
+///
+/// # Errors
+/// When the built-in tokenizer cannot be read.
+pub fn assemble(transformer: Transformer, sha256: String) -> Result<Model, ModelError> {
+    let config = transformer.config();
     let tokenizer = tokenizer::load().map_err(|e| ModelError::Tokenizer(e.to_string()))?;
     let text_ids = 0..tokenizer::VOCAB_SIZE as u32;
     let spec = ModelSpec {
@@ -54,10 +64,9 @@ pub fn from_bytes(bytes: &[u8], config: TransformerConfig, device: &Device) -> R
         max_positions: config.max_sequence_length,
         d_model: config.d_model,
         n_layers: config.n_layers,
-        parameters: parameters(&config),
-        sha256: weights.sha256.clone(),
+        parameters: parameters(config),
+        sha256,
     };
-    let transformer = Transformer::new(config, Precision::Exact, |name| weights.get(name))?;
     Ok(Model {
         backbone: Arc::new(TransformerBackbone::new(spec, transformer)),
         tokenizer: Arc::new(tokenizer),

@@ -42,14 +42,14 @@ export const TEXT = {
   label: 'Text',
   placeholder: 'Ask something, or give a beginning',
   examples: [
-    'Tom has 3 apples. He buys 4 more. How many apples does he have?',
+    'Tom has 3 apples. He buys 4 more. How many apples does he have now?',
     'what is 7 * 8 ?',
     'Anna has 12 pens. She gives 5 to Ben and finds 3 more. How many pens does she have?',
   ],
   fields: [
     N,
-    { key: 'max_tokens', label: 'Length', kind: 'range', least: 1, min: 8, max: 256, step: 8, maxLimit: 'max_tokens', fallback: 64, hint: 'Blanks on the canvas.' },
-    { key: 'steps', label: 'Steps', kind: 'range', min: 1, max: 128, step: 1, maxLimit: 'max_steps', fallback: 32, hint: 'Fewer fill more blanks at once.' },
+    { key: 'max_tokens', label: 'Length', kind: 'range', least: 1, min: 8, max: 256, step: 8, maxLimit: 'max_tokens', fallback: 32, hint: 'Blanks on the canvas.' },
+    { key: 'steps', label: 'Steps', kind: 'range', min: 1, max: 128, step: 1, maxLimit: 'max_steps', fallback: 16, hint: 'Fewer fill more blanks at once.' },
     { key: 'temperature', label: 'Temperature', kind: 'range', min: 0, max: 2, step: 0.05, fallback: 0 },
     {
       key: 'sampler.kind', label: 'Order', kind: 'select', fallback: 'low_confidence', hint: 'Which blanks fill first.',
@@ -73,8 +73,8 @@ export const IMAGE = {
   examples: ['two red circles left of a blue square', 'a large purple triangle', 'three green crosses', 'a yellow circle above a green triangle', 'a circle'],
   fields: [
     N,
-    { key: 'steps', label: 'Steps', kind: 'range', min: 1, max: 64, step: 1, maxLimit: 'max_steps', fallback: 16 },
-    { key: 'guidance_scale', label: 'Guidance', kind: 'range', min: 0, max: 6, step: 0.25, fallback: 2, hint: 'How closely the picture follows the words.' },
+    { key: 'steps', label: 'Steps', kind: 'range', min: 1, max: 64, step: 1, maxLimit: 'max_steps', fallback: 32 },
+    { key: 'guidance_scale', label: 'Guidance', kind: 'range', min: 0, max: 6, step: 0.25, fallback: 1, hint: 'How closely the picture follows the words.' },
     { key: 'temperature', label: 'Temperature', kind: 'range', min: 0, max: 2, step: 0.05, fallback: 1 },
     {
       key: 'sampler.kind', label: 'Sampler', kind: 'select', fallback: 'maskgit',

@@ -17,9 +17,11 @@ use crate::models::{ModelError, Packed};
 mod batch;
 mod checkpoint;
 mod init;
+mod samples;
 
 pub use batch::{Mixture, Sequence, Source};
 pub use checkpoint::{Checkpoint, export};
+pub use samples::Answer;
 
 /// Sequences of one forward and backward: few enough to stay in the cache.
 const MICRO_BATCH: usize = 12;
@@ -60,7 +62,7 @@ pub struct Options {
 }
 
 /// How it goes, after every update.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Progress {
     /// Updates made.
     pub step: u64,
@@ -76,8 +78,8 @@ pub struct Progress {
     pub rows: usize,
     /// Time of this update.
     pub elapsed: Duration,
-    /// A checkpoint was written.
-    pub saved: bool,
+    /// With a checkpoint come samples: these answers, and pictures in `samples.png` beside it.
+    pub samples: Option<Vec<Answer>>,
 }
 
 /// Trains to the end and exports the averaged weights to `out`. `report` sees every step and can stop the run
@@ -93,7 +95,7 @@ pub fn run(options: &Options, mut report: impl FnMut(&Progress) -> bool) -> Resu
         let due = progress.step % options.checkpoint_every.max(1) == 0 || progress.step == options.steps;
         if due {
             trainer.save(options)?;
-            progress.saved = true;
+            progress.samples = Some(samples::take(&options.out, &options.config, &trainer.ema, options.seed)?);
         }
         if !report(&progress) {
             if !due {
@@ -182,7 +184,7 @@ impl Trainer {
             grad_norm,
             rows: sequences.iter().map(|s| s.ids.len()).sum(),
             elapsed: started.elapsed(),
-            saved: false,
+            samples: None,
         })
     }
 
@@ -280,4 +282,96 @@ fn loss(model: &Transformer, sequences: &[&Sequence]) -> Result<(Tensor, [f64; 2
         sum = (sum + part)?;
     }
     Ok((sum, losses))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tiny(out: &std::path::Path) -> Options {
+        let config = TransformerConfig {
+            d_model: 24,
+            n_layers: 2,
+            n_heads: 2,
+            n_kv_heads: 1,
+            mlp_hidden_size: 40,
+            ..crate::starter::config()
+        };
+        Options {
+            out: out.to_path_buf(),
+            steps: 6,
+            batch: 5,
+            seed: 3,
+            lr: 1e-2,
+            warmup: 2,
+            decay_share: 0.5,
+            ema: 0.9,
+            muon: true,
+            precision: Precision::Exact,
+            mixture: Mixture::default(),
+            checkpoint_every: 3,
+            resume: false,
+            config,
+        }
+    }
+
+    #[test]
+    fn a_run_repeats_and_an_interrupted_one_ends_the_same() -> Result<(), ModelError> {
+        let folder = tempfile::tempdir().unwrap();
+        let [whole, again, parts] = ["whole", "again", "parts"].map(|name| tiny(&folder.path().join(name)));
+        let mut losses = Vec::new();
+        run(&whole, |p| {
+            losses.push(p.losses[0] + p.losses[1]);
+            assert_eq!(p.samples.as_ref().map(Vec::len), (p.step % 3 == 0).then_some(3));
+            true
+        })?;
+        run(&again, |_| true)?;
+        run(&parts, |p| p.step < 4)?;
+        assert!(!parts.out.join("model.safetensors").exists());
+        run(&Options { resume: true, ..parts.clone() }, |p| {
+            assert!(p.step > 4);
+            true
+        })?;
+        let bytes = |o: &Options| std::fs::read(o.out.join("model.safetensors")).unwrap();
+        assert!(bytes(&whole) == bytes(&again) && bytes(&whole) == bytes(&parts));
+        assert!(whole.out.join("samples.png").exists());
+        assert!(losses[5] < losses[0], "{losses:?}");
+        Ok(())
+    }
+
+    #[test]
+    fn every_variable_has_the_gradient_of_finite_differences() -> Result<(), ModelError> {
+        let options = tiny(std::path::Path::new("unused"));
+        let source = Source::new(options.mixture, 1)?;
+        let sequences: Vec<Sequence> = (0..6).map(|i| source.sequence(i, 0.5)).collect::<Result<_, _>>()?;
+        let sequences: Vec<&Sequence> = sequences.iter().collect();
+        let weights = init::weights(&options.config, source.tokenizer(), 1)?;
+        let parameters: Vec<Parameter> = weights
+            .iter()
+            .map(|(name, value)| Ok(Parameter { name: name.clone(), var: Var::from_tensor(value)?, rule: Rule::AdamW }))
+            .collect::<candle_core::Result<_>>()?;
+        let value = |parameters: &[Parameter]| -> Result<f64, ModelError> {
+            let named = |name: &str| parameters.iter().find(|p| p.name == name).map(|p| p.var.as_tensor().clone());
+            let model = Transformer::new(options.config.clone(), Precision::Exact, named)?;
+            Ok(loss(&model, &sequences)?.1.iter().sum())
+        };
+        let analytic = gradients(&options, &parameters, &sequences)?.values;
+        for (parameter, gradient) in parameters.iter().zip(&analytic) {
+            // Along the gradient itself the derivative is its norm: one number tests every entry of the variable.
+            let norm = f64::from(gradient.sqr()?.sum_all()?.to_scalar::<f32>()?).sqrt();
+            assert!(norm > 0.0, "{} has no gradient", parameter.name);
+            let direction = (gradient / norm)?;
+            let original = parameter.var.as_tensor().copy()?;
+            let step = 1e-2;
+            let at = |by: f64| -> Result<f64, ModelError> {
+                parameter.var.set(&(&original + (&direction * by)?)?)?;
+                value(&parameters)
+            };
+            let numeric = (at(step)? - at(-step)?) / (2.0 * step);
+            parameter.var.set(&original)?;
+            let error = (numeric - norm).abs() / norm;
+            assert!(error < 0.05, "{}: {numeric} by differences, {norm} by backward", parameter.name);
+        }
+        Ok(())
+    }
 }
