@@ -57,8 +57,9 @@ async fn drain(state: &App, shutdown: impl Future<Output = ()>) {
     if tokio::time::timeout(limit, state.engine.drain()).await.is_err() {
         let left = state.engine.status();
         tracing::warn!(running = left.running, queued = left.queued, "the drain time is over; cutting off the rest");
+        state.shutdown.cut.cancel();
     }
-    state.shutdown.cut.cancel();
+    // Drained in time, nothing is cut: what the engine has finished is still to be logged and sent.
 }
 
 async fn upkeep(state: App) {

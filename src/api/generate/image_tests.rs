@@ -5,7 +5,8 @@ use crate::api::generate::common::tests::served;
 
 fn plan(body: Value) -> Result<Plan, ApiError> {
     let request: ImageRequest = serde_json::from_value(body).unwrap();
-    request.plan(&served(), &ApiLimits::default(), &ImageDefaults::default())
+    let defaults = ImageDefaults { steps: 16, guidance_scale: 2.0, temperature: 1.0, previews: 8 };
+    request.plan(&served(), &ApiLimits::default(), &defaults)
 }
 
 fn params(body: Value) -> ImageParams {

@@ -5,7 +5,8 @@ use crate::api::generate::common::tests::served;
 
 fn plan(body: Value) -> Result<Plan, ApiError> {
     let request: TextRequest = serde_json::from_value(body).unwrap();
-    request.plan(&served(), &ApiLimits::default(), &TextDefaults::default())
+    let defaults = TextDefaults { max_tokens: 64, tokens_per_step: 2, block_length: 32, ..TextDefaults::default() };
+    request.plan(&served(), &ApiLimits::default(), &defaults)
 }
 
 fn params(body: Value) -> TextParams {
