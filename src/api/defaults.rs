@@ -81,13 +81,15 @@ pub struct ImageDefaults {
     pub guidance_scale: f64,
     /// Noise of the reveal order.
     pub temperature: f64,
+    /// Temperature of the token draws of `maskgit`, unless `temperature` is 0.
+    pub token_temperature: f64,
     /// Previews of a streamed image, spread over its steps, when `preview_every` is absent.
     pub previews: usize,
 }
 
 impl Default for ImageDefaults {
     fn default() -> Self {
-        Self { steps: 32, guidance_scale: 1.0, temperature: 1.0, previews: 16 }
+        Self { steps: 64, guidance_scale: 1.0, temperature: 2.0, token_temperature: 0.6, previews: 16 }
     }
 }
 
@@ -100,11 +102,17 @@ impl ImageDefaults {
             guidance_scale: self.guidance_scale,
             schedule: Schedule::Cosine,
             temperature: self.temperature,
-            token_temperature: None,
+            token_temperature: self.token_temperature(ImageSampler::Maskgit, self.temperature),
             sampler: ImageSampler::Maskgit,
             grid,
             initial_codes: Vec::new(),
             preview_every: 0,
         }
+    }
+
+    /// The temperature of token draws when a request does not say. `emerge` has only one temperature, and 0 is greedy.
+    #[must_use]
+    pub fn token_temperature(&self, sampler: ImageSampler, temperature: f64) -> Option<f64> {
+        (sampler == ImageSampler::Maskgit && temperature > 0.0).then_some(self.token_temperature)
     }
 }

@@ -116,8 +116,9 @@ impl EvalArgs {
         image.guidance_scale = self.guidance.unwrap_or(image.guidance_scale);
         image.steps = self.image_steps.unwrap_or(image.steps);
         image.temperature = self.image_temperature.unwrap_or(image.temperature);
-        image.token_temperature = self.token_temperature.or(image.token_temperature);
         image.sampler = self.image_sampler.map_or(image.sampler, ImageChoice::sampler);
+        let drawn = defaults.image.token_temperature(image.sampler, image.temperature);
+        image.token_temperature = self.token_temperature.or(drawn);
         text.steps = self.text_steps.unwrap_or(text.steps);
         if let Some(threshold) = self.threshold {
             text.sampler = TextSampler::Threshold { threshold };

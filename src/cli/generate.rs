@@ -229,6 +229,7 @@ async fn paint(engine: &Engine, args: &ImageArgs) -> anyhow::Result<()> {
         steps: args.steps as usize,
         guidance_scale: args.guidance_scale,
         temperature: args.temperature,
+        token_temperature: ImageDefaults::default().token_temperature(args.sampler.sampler(), args.temperature),
         sampler: args.sampler.sampler(),
         preview_every: usize::from(term::is_live()),
         ..ImageDefaults::default().params(grid)

@@ -73,9 +73,9 @@ export const IMAGE = {
   examples: ['two red circles left of a blue square', 'a large purple triangle', 'three green crosses', 'a yellow circle above a green triangle', 'a circle'],
   fields: [
     N,
-    { key: 'steps', label: 'Steps', kind: 'range', min: 1, max: 64, step: 1, maxLimit: 'max_steps', fallback: 32 },
+    { key: 'steps', label: 'Steps', kind: 'range', min: 1, max: 64, step: 1, maxLimit: 'max_steps', fallback: 64 },
     { key: 'guidance_scale', label: 'Guidance', kind: 'range', min: 0, max: 6, step: 0.25, fallback: 1, hint: 'How closely the picture follows the words.' },
-    { key: 'temperature', label: 'Temperature', kind: 'range', min: 0, max: 2, step: 0.05, fallback: 1 },
+    { key: 'temperature', label: 'Temperature', kind: 'range', min: 0, max: 4, step: 0.05, fallback: 2, hint: 'Noise in the order; 0 always draws the same.' },
     {
       key: 'sampler.kind', label: 'Sampler', kind: 'select', fallback: 'maskgit',
       options: [['maskgit', 'MaskGIT: most confident first'], ['emerge', 'Emerge: in random order']],

@@ -42,7 +42,8 @@ pub(crate) struct ImageRequest {
     pub schedule: Option<String>,
     /// maskgit: noise of the reveal order; emerge: temperature of the token draw. 0 is greedy.
     pub temperature: Option<f64>,
-    /// Temperature of the token draw; absent: 1, or 0 when `temperature` is 0.
+    /// Temperature of the token draw. Absent: the default of `maskgit` (see `/info`); `temperature` for `emerge`; 0 when
+    /// `temperature` is 0.
     pub token_temperature: Option<f64>,
     /// Which cells commit at a step.
     pub sampler: Option<SamplerSpec>,
@@ -167,17 +168,17 @@ impl ImageRequest {
         let steps = check::size("steps", steps, 1, limits.max_steps, &check::flag("max_steps"))?;
         let guidance = self.guidance_scale.unwrap_or(defaults.guidance_scale);
         let temperature = self.temperature.unwrap_or(defaults.temperature);
-        let token_temperature = self.token_temperature;
-        if let Some(temperature) = token_temperature {
-            check::number("token_temperature", temperature, 0.0, fixed::TEMPERATURE)?;
-        }
+        let sampler = sampler(self.sampler.as_ref())?;
+        let drawn = self.token_temperature.or_else(|| defaults.token_temperature(sampler, temperature));
+        let token_temperature =
+            drawn.map(|t| check::number("token_temperature", t, 0.0, fixed::TEMPERATURE)).transpose()?;
         Ok(ImageParams {
             steps,
             guidance_scale: check::number("guidance_scale", guidance, 0.0, fixed::GUIDANCE)?,
             schedule: schedule(self.schedule.as_deref())?,
             temperature: check::number("temperature", temperature, 0.0, fixed::TEMPERATURE)?,
             token_temperature,
-            sampler: sampler(self.sampler.as_ref())?,
+            sampler,
             grid,
             initial_codes: codes(self.initial_codes.clone().unwrap_or_default(), grid, codebook)?,
             preview_every: self.preview_every(steps, limits, defaults)?,
