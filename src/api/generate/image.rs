@@ -24,7 +24,7 @@ use crate::engine::job::{ImageParams, ImageSampler, Prompt, Schedule, Task};
 /// An image request. Exactly one of `prompt`, `prompt_token_ids`.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-#[schema(example = json!({"prompt": "two red circles left of a blue square", "steps": 16, "guidance_scale": 2.0}))]
+#[schema(example = json!({"prompt": "a yellow circle above a green triangle", "seed": 3}))]
 pub(crate) struct ImageRequest {
     /// What to draw.
     pub prompt: Option<String>,

@@ -23,7 +23,7 @@ use crate::engine::job::{Prompt, Task, TextParams, TextSampler};
 /// A text request. Exactly one of `prompt`, `messages`, `template`, `prompt_token_ids`.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-#[schema(example = json!({"prompt": "Ann has 3 apples and buys 4 more. How many?", "max_tokens": 64, "steps": 32}))]
+#[schema(example = json!({"prompt": "Tom has 3 apples. He buys 4 more. How many apples does he have now?", "max_tokens": 32, "steps": 16}))]
 pub(crate) struct TextRequest {
     /// Text to continue.
     pub prompt: Option<String>,
