@@ -339,7 +339,7 @@ impl Config {
         within("limits.max_prompt_tokens", limits.max_prompt_tokens as u64, 1, 1 << 20)?;
         within("limits.max_image_cells", limits.max_image_cells as u64, 1, 1 << 16)?;
         within("limits.max_prompt_chars", limits.max_prompt_chars as u64, 1, 1 << 20)?;
-        within("limits.max_n", limits.max_n.into(), 1, 1024)?;
+        within("limits.max_n", limits.max_n.into(), 1, MOST_COMPLETIONS)?;
         within("limits.max_steps", limits.max_steps as u64, 1, 1 << 16)?;
         within("limits.max_tokens", limits.max_tokens as u64, 1, 1 << 20)?;
         within("limits.max_deadline_ms", limits.max_deadline_ms, 1, 86_400_000)?;
@@ -353,6 +353,9 @@ impl Config {
         Ok(())
     }
 }
+
+/// Largest `max_n`: the log takes the completions of a request together.
+pub const MOST_COMPLETIONS: u64 = 64;
 
 fn within(field: &'static str, value: u64, low: u64, high: u64) -> Result<(), ConfigError> {
     if (low..=high).contains(&value) { Ok(()) } else { Err(bounds(field, value, format!("from {low} to {high}"))) }

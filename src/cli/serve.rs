@@ -18,9 +18,12 @@ use super::host::Host;
 use super::{ConfigFile, host, term};
 use crate::api::limits::ApiLimits;
 use crate::api::{self, AppState, Shutdown};
-use crate::config::{Config, Limits};
-use crate::store::{SqliteStore, Store as _, StoreCounts};
+use crate::config::{self, Config, Limits};
+use crate::store::{self, SqliteStore, Store as _, StoreCounts};
 use crate::telemetry;
+
+const _: () =
+    assert!(config::MOST_COMPLETIONS as usize <= store::MAX_ROWS, "the log takes a request's completions at once");
 
 /// Flags of `lacuna serve`.
 #[derive(Debug, Clone, Args)]

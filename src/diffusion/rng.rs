@@ -24,10 +24,8 @@ pub enum Purpose {
     Token = 1,
     /// The confidence noise of a selector, or its decision to commit.
     Select = 2,
-    /// Whether a training mask covers a position.
-    Mask = 3,
     /// The seed of one of the `n` completions of a request.
-    Completion = 4,
+    Completion = 3,
 }
 
 /// A uniform draw in `[0, 1)` with 53 random bits, keyed by everything it depends on.

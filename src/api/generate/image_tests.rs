@@ -5,7 +5,8 @@ use crate::api::generate::common::tests::served;
 
 fn plan(body: Value) -> Result<Plan, ApiError> {
     let request: ImageRequest = serde_json::from_value(body).unwrap();
-    let defaults = ImageDefaults { steps: 16, guidance_scale: 2.0, temperature: 1.0, previews: 8 };
+    let defaults =
+        ImageDefaults { steps: 16, guidance_scale: 2.0, temperature: 1.0, token_temperature: 0.5, previews: 8 };
     request.plan(&served(), &ApiLimits::default(), &defaults)
 }
 
@@ -78,4 +79,13 @@ fn a_model_without_images_says_so() {
     let served = Served { image: None, ..served() };
     let error = request.plan(&served, &ApiLimits::default(), &ImageDefaults::default()).unwrap_err();
     assert_eq!(error.problem().detail, "prompt: this model draws no images");
+}
+
+#[test]
+fn token_draws_are_sharp_by_default_and_greedy_at_temperature_0() {
+    let drawn = |body: Value| params(body).token_temperature;
+    assert_eq!(drawn(json!({"prompt": "x"})), Some(0.5));
+    assert_eq!(drawn(json!({"prompt": "x", "token_temperature": 1.5})), Some(1.5));
+    assert_eq!(drawn(json!({"prompt": "x", "temperature": 0})), None);
+    assert_eq!(drawn(json!({"prompt": "x", "sampler": {"kind": "emerge"}})), None);
 }
