@@ -89,7 +89,7 @@ impl Source {
     }
 
     fn scene(&self, stream: &mut Stream, stratum: f64) -> Result<Sequence, ModelError> {
-        let example = scenes::sample_any(stream, scenes::Split::Train);
+        let example = scenes::sample_mixed(stream, scenes::Split::Train);
         let caption =
             if stream.chance(self.mixture.drop_caption) { Vec::new() } else { self.encode(&example.caption)? };
         let (mut ids, suffix) = StarterLayout.image_frame(&caption);

@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 pub use caption::parse;
 pub use codec::{CODES, Codec, CodecError};
 pub use layout::{Placed, Scene};
-pub use sample::{Example, Split, sample, sample_any};
+pub use sample::{Example, Split, sample, sample_any, sample_mixed};
 pub use see::Seen;
 pub use sheet::contact_sheet;
 pub use verify::{Verdict, verify};

@@ -90,6 +90,20 @@ pub fn sample_any(stream: &mut Stream, split: Split) -> Example {
     sample(stream, kind, split)
 }
 
+/// How often training draws each of [`KINDS`]: what is hard to compose comes more often than what is soon learnt.
+const TRAINING_WEIGHTS: [usize; KINDS.len()] = [2, 7, 5, 3, 5, 5];
+
+/// An example of any kind for training, the harder kinds more often.
+pub fn sample_mixed(stream: &mut Stream, split: Split) -> Example {
+    let mut ticket = stream.below(TRAINING_WEIGHTS.iter().sum());
+    let drawn = KINDS.into_iter().zip(TRAINING_WEIGHTS).find(|&(_, weight)| {
+        let hit = ticket < weight;
+        ticket = ticket.saturating_sub(weight);
+        hit
+    });
+    sample(stream, drawn.map_or(Kind::Two, |(kind, _)| kind), split)
+}
+
 /// How often captions say what they could leave open.
 struct Shares {
     colour: f64,
