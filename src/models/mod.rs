@@ -9,8 +9,10 @@ use candle_core::Tensor;
 use image::RgbImage;
 
 use crate::text::Tokenizer;
+use lora::Lora;
 
 pub mod backbone;
+pub mod lora;
 pub mod nn;
 pub mod optim;
 pub mod transformer;
@@ -61,16 +63,29 @@ pub struct Packed {
     pub spans: Vec<Span>,
     /// Rows whose final hidden state is wanted, strictly ascending. The last layer runs only for these.
     pub needed: Vec<u32>,
+    /// The adapter of each span; spans with the same one should lie together.
+    pub adapters: Vec<Option<Arc<Lora>>>,
 }
 
 impl Packed {
-    /// Appends a sequence; `needed` are positions within it (ascending). Returns its span.
+    /// Appends a sequence of the base model; `needed` are positions within it (ascending). Returns its span.
     pub fn push(&mut self, ids: &[u32], needed: impl IntoIterator<Item = u32>) -> Span {
+        self.push_adapted(ids, needed, None)
+    }
+
+    /// [`push`](Self::push) with an adapter.
+    pub fn push_adapted(
+        &mut self,
+        ids: &[u32],
+        needed: impl IntoIterator<Item = u32>,
+        adapter: Option<Arc<Lora>>,
+    ) -> Span {
         let start = self.ids.len();
         self.ids.extend_from_slice(ids);
         self.needed.extend(needed.into_iter().map(|position| position + start as u32));
         let span = Span { start, len: ids.len() };
         self.spans.push(span);
+        self.adapters.push(adapter);
         span
     }
 

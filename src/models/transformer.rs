@@ -8,6 +8,7 @@ use std::sync::Arc;
 use candle_core::{DType, Device, Tensor};
 use serde::{Deserialize, Serialize};
 
+use super::lora::{Product, Runs};
 use super::nn::attention::{AttentionPlan, AttentionSpan, RopeTable, attention};
 use super::nn::norm::rms_norm;
 use super::nn::swiglu::swiglu;
@@ -194,13 +195,14 @@ impl Transformer {
         let device = self.device();
         let ids = Tensor::from_slice(&packed.ids, packed.rows(), device)?;
         let mut x = timed(|t| &mut t.elementwise, || self.embedding.index_select(&ids, 0))?;
-        let (full, pruned) = (Arc::new(self.plan(packed, false)), Arc::new(self.plan(packed, true)));
+        let (full, pruned) = (self.plan(packed, false), self.plan(packed, true));
         let needed = Tensor::from_slice(&packed.needed, packed.needed.len(), device)?;
-        for (i, block) in self.blocks.iter().enumerate() {
+        for (layer, block) in self.blocks.iter().enumerate() {
             // The last layer's keys and values are wanted of every row, everything after them only of the needed.
-            let last = i + 1 == self.blocks.len();
-            let plan = if last { &pruned } else { &full };
-            x = block.forward(&x, plan, last.then_some(&needed), self.config.rms_norm_eps)?;
+            let last = layer + 1 == self.blocks.len();
+            let rest = if last { &pruned } else { &full };
+            let pass = Pass { layer, all: &full.runs, rest, needed: last.then_some(&needed) };
+            x = block.forward(&x, &pass, self.config.rms_norm_eps)?;
         }
         Ok(rms_norm(&x, &self.final_norm, self.config.rms_norm_eps)?)
     }
@@ -214,9 +216,9 @@ impl Transformer {
         Ok(Linear::new(head, None, self.precision).forward(hidden)?.to_dtype(DType::F32)?)
     }
 
-    fn plan(&self, packed: &Packed, pruned: bool) -> AttentionPlan {
-        let mut positions = Vec::new();
-        let spans = packed.spans.iter().map(|span| {
+    fn plan(&self, packed: &Packed, pruned: bool) -> Plan {
+        let (mut positions, mut runs) = (Vec::new(), Runs::default());
+        let spans = packed.spans.iter().zip(&packed.adapters).map(|(span, adapter)| {
             let from = positions.len();
             if pruned {
                 let (start, end) = (span.start as u32, (span.start + span.len) as u32);
@@ -226,17 +228,19 @@ impl Transformer {
             } else {
                 positions.extend(0..span.len as u32);
             }
+            runs.push(positions.len() - from, adapter.as_ref());
             AttentionSpan { queries: from..positions.len(), keys: span.start..span.start + span.len }
         });
         let spans = spans.collect();
-        AttentionPlan {
+        let attention = AttentionPlan {
             spans,
             positions,
             n_heads: self.config.n_heads,
             n_kv_heads: self.config.n_kv_heads,
             head_dim: self.config.head_dim(),
             rope: Arc::clone(&self.rope),
-        }
+        };
+        Plan { attention: Arc::new(attention), runs }
     }
 
     fn check(&self, packed: &Packed) -> Result<(), ModelError> {
@@ -249,6 +253,10 @@ impl Transformer {
             let size = self.config.embedding_size;
             return Err(ModelError::Input(format!("token id {id} is outside the vocabulary of {size}")));
         }
+        if packed.adapters.len() != packed.spans.len() {
+            let (adapters, spans) = (packed.adapters.len(), packed.spans.len());
+            return Err(ModelError::Input(format!("{adapters} adapters for {spans} sequences; one each is needed")));
+        }
         let ascending = packed.needed.windows(2).all(|w| w[0] < w[1]);
         if !ascending || packed.needed.last().is_none_or(|&last| last as usize >= rows) {
             return Err(ModelError::Input(format!("needed rows must ascend within the {rows} rows and not be empty")));
@@ -257,27 +265,43 @@ impl Transformer {
     }
 }
 
+/// Which rows attend to which, and which are adapted how.
+struct Plan {
+    attention: Arc<AttentionPlan>,
+    runs: Runs,
+}
+
+/// A block's share of a forward pass.
+struct Pass<'a> {
+    layer: usize,
+    /// Adapters of all rows.
+    all: &'a Runs,
+    /// Attention and adapters of the rows that go on.
+    rest: &'a Plan,
+    /// The rows that go on; `None` is all.
+    needed: Option<&'a Tensor>,
+}
+
 impl Block {
-    fn forward(
-        &self,
-        x: &Tensor,
-        plan: &Arc<AttentionPlan>,
-        needed: Option<&Tensor>,
-        eps: f64,
-    ) -> Result<Tensor, ModelError> {
+    fn forward(&self, x: &Tensor, pass: &Pass<'_>, eps: f64) -> Result<Tensor, ModelError> {
+        let runs = &pass.rest.runs;
+        let product = |linear: &Linear, runs: &Runs, x: &Tensor, product: Product| -> Result<Tensor, ModelError> {
+            let y = linear.forward(x)?;
+            Ok(timed(|t| &mut t.matmul, || runs.adapt(y, x, pass.layer, product))?)
+        };
         let normed = rms_norm(x, &self.attn_norm, eps)?;
-        let kv = self.kv.forward(&normed)?;
-        let (x, queries) = match needed {
+        let kv = product(&self.kv, pass.all, &normed, Product::Kv)?;
+        let (x, queries) = match pass.needed {
             Some(needed) => {
                 let pick = |x: &Tensor| timed(|t| &mut t.elementwise, || x.index_select(needed, 0));
                 (pick(x)?, pick(&normed)?)
             }
             None => (x.clone(), normed),
         };
-        let mixed = attention(&self.q.forward(&queries)?, &kv, plan)?;
-        let x = add(&x, &self.attn_out.forward(&mixed)?)?;
-        let inner = self.gate_up.forward(&rms_norm(&x, &self.ff_norm, eps)?)?;
-        add(&x, &self.ff_out.forward(&swiglu(&inner)?)?)
+        let mixed = attention(&product(&self.q, runs, &queries, Product::Q)?, &kv, &pass.rest.attention)?;
+        let x = add(&x, &product(&self.attn_out, runs, &mixed, Product::O)?)?;
+        let inner = product(&self.gate_up, runs, &rms_norm(&x, &self.ff_norm, eps)?, Product::GateUp)?;
+        add(&x, &product(&self.ff_out, runs, &swiglu(&inner)?, Product::Down)?)
     }
 }
 
