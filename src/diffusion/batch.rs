@@ -9,6 +9,7 @@ use candle_core::{Device, Tensor};
 use super::canvas::Canvas;
 use super::denoise::Savings;
 use super::memo::Memo;
+use crate::models::lora::Lora;
 use crate::models::{Backbone, ModelError, Packed};
 
 /// Where a row of logits comes from.
@@ -51,36 +52,51 @@ pub(crate) struct Batch {
 /// The sequences of a step before they are laid out; identical fresh ones are taken once.
 #[derive(Default)]
 struct Sequences<'a> {
-    list: Vec<(&'a [u32], Vec<u32>)>,
-    /// By the ids, and whether the head reads them as an image.
-    fresh: HashMap<(&'a [u32], bool), usize>,
+    list: Vec<Part<'a>>,
+    /// Those that may be shared.
+    fresh: HashMap<(&'a [u32], Kin), usize>,
+}
+
+/// A sequence of which `needed` positions are read.
+struct Part<'a> {
+    ids: &'a [u32],
+    needed: Vec<u32>,
+    adapter: Option<Arc<Lora>>,
+}
+
+/// What else than their ids must be equal for two sequences to be one.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+struct Kin {
+    /// The head reads it as an image.
+    image: bool,
+    adapter: Option<u64>,
 }
 
 impl<'a> Sequences<'a> {
-    /// Adds a sequence of which `needed` rows are read; returns its index and the rows that it adds to the batch.
-    /// With a `share` key an equal sequence is added once.
-    fn add(&mut self, ids: &'a [u32], needed: impl Iterator<Item = u32>, share: Option<bool>) -> (usize, usize) {
-        if let Some(&index) = share.and_then(|image| self.fresh.get(&(ids, image))) {
-            self.list[index].1.extend(needed);
+    /// Adds a sequence; returns its index and the rows that it adds to the batch. With a `share` key an equal sequence
+    /// is added once.
+    fn add(&mut self, part: Part<'a>, share: Option<Kin>) -> (usize, usize) {
+        if let Some(&index) = share.and_then(|kin| self.fresh.get(&(part.ids, kin))) {
+            self.list[index].needed.extend(part.needed);
             return (index, 0);
         }
-        let index = self.list.len();
-        self.list.push((ids, needed.collect()));
-        if let Some(image) = share {
-            self.fresh.insert((ids, image), index);
+        let (index, rows) = (self.list.len(), part.ids.len());
+        if let Some(kin) = share {
+            self.fresh.insert((part.ids, kin), index);
         }
-        (index, ids.len())
+        self.list.push(part);
+        (index, rows)
     }
 
     /// The packed batch, and per sequence its needed positions and the hidden row of the first of them.
     fn pack(self) -> (Packed, Vec<(Vec<u32>, u32)>) {
         let mut packed = Packed::default();
         let mut rows = Vec::with_capacity(self.list.len());
-        for (ids, mut needed) in self.list {
+        for Part { ids, mut needed, adapter } in self.list {
             needed.sort_unstable();
             needed.dedup();
             let first = packed.needed.len() as u32;
-            packed.push(ids, needed.iter().copied());
+            packed.push_adapted(ids, needed.iter().copied(), adapter);
             rows.push((needed, first));
         }
         (packed, rows)
@@ -91,7 +107,8 @@ impl Batch {
     /// Lays out one step of every canvas.
     pub(crate) fn pack(canvases: &[&mut Canvas], savings: Savings, memo: &Memo) -> Self {
         let mut order: Vec<usize> = (0..canvases.len()).collect();
-        order.sort_by_key(|&i| canvases[i].is_image());
+        // Text before images for the head, and rows of one adapter together for the products.
+        order.sort_by_key(|&i| (canvases[i].is_image(), canvases[i].adapter().map(|a| a.id())));
         let mut sequences = Sequences::default();
         let mut tasks = Vec::new();
         let mut groups: Vec<Group> = Vec::new();
@@ -99,11 +116,14 @@ impl Batch {
         // Rows are sequence indices until the sequences are laid out.
         for &index in &order {
             let canvas = &*canvases[index];
-            let share = (savings.share_first_step && canvas.is_fresh()).then(|| canvas.is_image());
-            let (own, mut rows) = sequences.add(canvas.ids(), canvas.due().iter().copied(), share);
+            let kin = Kin { image: canvas.is_image(), adapter: canvas.adapter().map(|a| a.id()) };
+            let share = (savings.share_first_step && canvas.is_fresh()).then_some(kin);
+            let part = |ids, needed| Part { ids, needed, adapter: canvas.adapter().cloned() };
+            let (own, mut rows) = sequences.add(part(canvas.ids(), canvas.due().to_vec()), share);
             let known = if savings.memoise_unconditional { memo.find(canvas) } else { None };
             let other = canvas.unconditional().filter(|_| known.is_none()).map(|u| {
-                let (other, more) = sequences.add(&u.ids, canvas.due().iter().map(|&p| u.position(p)), share);
+                let needed = canvas.due().iter().map(|&p| u.position(p)).collect();
+                let (other, more) = sequences.add(part(&u.ids, needed), share);
                 rows += more;
                 other
             });

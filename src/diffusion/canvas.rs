@@ -9,6 +9,7 @@ use std::sync::Arc;
 use super::params::{FinishReason, Invalid};
 use super::sample::{Draw, Rule};
 use super::select::{Policy, View};
+use crate::models::lora::Lora;
 
 /// The commit step of a given position.
 pub const GIVEN: i32 = -1;
@@ -105,6 +106,7 @@ pub struct Canvas {
     rushed: bool,
     forwards: u32,
     positions_evaluated: u64,
+    adapter: Option<Arc<Lora>>,
 }
 
 impl Canvas {
@@ -135,12 +137,24 @@ impl Canvas {
             rushed: false,
             forwards: 0,
             positions_evaluated: 0,
+            adapter: None,
         };
         canvas.prepare();
         if canvas.due.is_empty() {
             return Err(Invalid::new("prompt", "nothing is masked, so there is nothing to fill; leave a hole"));
         }
         Ok(canvas)
+    }
+
+    /// The same canvas, denoised by the base with `adapter`. It keeps it to its end: no completion mixes versions.
+    #[must_use]
+    pub fn with_adapter(self, adapter: Option<Arc<Lora>>) -> Self {
+        Self { adapter, ..self }
+    }
+
+    /// What the base is adapted with.
+    pub(crate) fn adapter(&self) -> Option<&Arc<Lora>> {
+        self.adapter.as_ref()
     }
 
     fn view(&self) -> View<'_> {

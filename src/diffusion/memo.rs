@@ -15,10 +15,11 @@ const CAP: usize = 32 << 20;
 /// Rows of one unconditional sequence by position, and by whether they are an image's codes.
 type Rows = HashMap<(u32, bool), Arc<[f32]>>;
 
-/// The rows that are known. Belongs to one set of weights.
+/// The rows that are known, of one base with any adapters.
 #[derive(Debug, Default)]
 pub(crate) struct Memo {
-    known: HashMap<Vec<u32>, Rows>,
+    /// By adapter, then by ids.
+    known: HashMap<Option<u64>, HashMap<Vec<u32>, Rows>>,
     bytes: usize,
 }
 
@@ -26,7 +27,7 @@ impl Memo {
     /// The unconditional rows of a canvas' next step, if all are known.
     pub(crate) fn find(&self, canvas: &Canvas) -> Option<Vec<Arc<[f32]>>> {
         let side = canvas.unconditional().filter(|_| canvas.is_fresh())?;
-        let rows = self.known.get(&side.ids)?;
+        let rows = self.known.get(&adapter(canvas))?.get(&side.ids)?;
         canvas.due().iter().map(|&p| rows.get(&(side.position(p), canvas.is_image())).cloned()).collect()
     }
 
@@ -44,15 +45,20 @@ impl Memo {
             if self.bytes + cost > CAP {
                 *self = Self::default();
             }
-            if !self.known.contains_key(&side.ids) {
-                self.known.insert(side.ids.clone(), Rows::new());
+            let known = self.known.entry(adapter(canvas)).or_default();
+            if !known.contains_key(&side.ids) {
+                known.insert(side.ids.clone(), Rows::new());
                 self.bytes += size_of_val(side.ids.as_slice());
             }
-            if let Some(rows) = self.known.get_mut(&side.ids)
+            if let Some(rows) = known.get_mut(&side.ids)
                 && rows.insert((side.position(task.position), canvas.is_image()), row.into()).is_none()
             {
                 self.bytes += cost;
             }
         }
     }
+}
+
+fn adapter(canvas: &Canvas) -> Option<u64> {
+    canvas.adapter().map(|adapter| adapter.id())
 }

@@ -1,10 +1,12 @@
 //! A [`Transformer`] with what the server must know of it: the [`Backbone`] of every family that it covers.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use candle_core::Tensor;
 
-use super::transformer::Transformer;
+use super::nn::Precision;
+use super::transformer::{Transformer, TransformerConfig};
 use super::{Backbone, ModelError, ModelSpec, Packed};
 
 /// A transformer to be served.
@@ -32,5 +34,16 @@ impl Backbone for TransformerBackbone {
 
     fn logits(&self, hidden: &Tensor, vocab: Range<u32>) -> Result<Tensor, ModelError> {
         self.transformer.logits(hidden, vocab)
+    }
+
+    fn adaptable(&self) -> Option<&TransformerConfig> {
+        Some(self.transformer.config())
+    }
+
+    fn for_learning(&self) -> Option<Arc<dyn Backbone>> {
+        // bf16 products are a CPU kernel; elsewhere the served arithmetic is the fast one.
+        let mixed = self.transformer.device().is_cpu();
+        let precision = if mixed { Precision::Mixed } else { Precision::Exact };
+        Some(Arc::new(Self { spec: self.spec.clone(), transformer: self.transformer.with_precision(precision) }))
     }
 }

@@ -177,12 +177,7 @@ pub fn module(layer: usize, target: Target) -> String {
     format!("model.transformer.blocks.{layer}.{}", target.module())
 }
 
-fn check(
-    config: &TransformerConfig,
-    layer: usize,
-    target: Target,
-    pair: &Pair,
-) -> std::result::Result<(), ModelError> {
+fn check(config: &TransformerConfig, layer: usize, target: Target, pair: &Pair) -> std::result::Result<(), ModelError> {
     let name = module(layer, target);
     if layer >= config.n_layers {
         return Err(ModelError::Weights(format!("{name}: the base has {} layers", config.n_layers)));
@@ -211,6 +206,8 @@ fn delta(
     if total == 0 {
         return Ok(None);
     }
+    // A product of width 1 takes a matrix–vector kernel, whose last bits depend on the number of rows.
+    let padded = total.max(2);
     let (mut a, mut b, mut before) = (Vec::new(), Vec::new(), 0);
     for (pair, target) in found.iter().zip(targets) {
         let (out, _) = target.shape(config);
@@ -218,16 +215,16 @@ fn delta(
             Some(pair) => {
                 let rank = pair.a.dim(0)?;
                 a.push(pair.a.clone());
-                b.push(pair.b.pad_with_zeros(1, before, total - before - rank)?);
+                b.push(pair.b.pad_with_zeros(1, before, padded - before - rank)?);
                 before += rank;
             }
             None => {
                 let like = found.iter().flatten().next().map(|pair| pair.b.device().clone());
-                b.push(Tensor::zeros((out, total), DType::F32, &like.unwrap_or(candle_core::Device::Cpu))?);
+                b.push(Tensor::zeros((out, padded), DType::F32, &like.unwrap_or(candle_core::Device::Cpu))?);
             }
         }
     }
-    let (a, b) = (Tensor::cat(&a, 0)?, Tensor::cat(&b, 0)?);
+    let (a, b) = (Tensor::cat(&a, 0)?.pad_with_zeros(0, 0, padded - total)?, Tensor::cat(&b, 0)?);
     Ok(Some(Delta { a: a.t()?.contiguous()?, b: (b * scale)?.t()?.contiguous()? }))
 }
 

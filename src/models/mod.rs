@@ -10,6 +10,7 @@ use image::RgbImage;
 
 use crate::text::Tokenizer;
 use lora::Lora;
+use transformer::TransformerConfig;
 
 pub mod backbone;
 pub mod lora;
@@ -153,6 +154,17 @@ pub trait Backbone: Send + Sync {
     /// # Errors
     /// When shapes do not fit or the device fails.
     fn logits(&self, hidden: &Tensor, vocab: Range<u32>) -> Result<Tensor, ModelError>;
+
+    /// The shape that adapters must fit; `None` when it takes none.
+    fn adaptable(&self) -> Option<&TransformerConfig> {
+        None
+    }
+
+    /// The same weights, shared, in the arithmetic that learning uses: the fastest that is differentiable. `None` when
+    /// it cannot learn.
+    fn for_learning(&self) -> Option<Arc<dyn Backbone>> {
+        None
+    }
 }
 
 /// Where a prompt and the masked positions go in a family's sequences.

@@ -174,6 +174,29 @@ impl Transformer {
         Ok(Self { blocks, final_norm: get(FINAL_NORM)?, embedding, head, precision, rope, config })
     }
 
+    /// The same transformer, its tensors shared, with products computed in another way.
+    #[must_use]
+    pub fn with_precision(&self, precision: Precision) -> Self {
+        let blocks = self.blocks.iter().map(|block| Block {
+            attn_norm: block.attn_norm.clone(),
+            q: block.q.with_precision(precision),
+            kv: block.kv.with_precision(precision),
+            attn_out: block.attn_out.with_precision(precision),
+            ff_norm: block.ff_norm.clone(),
+            gate_up: block.gate_up.with_precision(precision),
+            ff_out: block.ff_out.with_precision(precision),
+        });
+        Self {
+            blocks: blocks.collect(),
+            config: self.config.clone(),
+            embedding: self.embedding.clone(),
+            final_norm: self.final_norm.clone(),
+            head: self.head.clone(),
+            precision,
+            rope: Arc::clone(&self.rope),
+        }
+    }
+
     /// Its shape.
     #[must_use]
     pub fn config(&self) -> &TransformerConfig {

@@ -1,12 +1,16 @@
 //! Exactness on the built-in model itself: real kernels, real prompts, text and images with and without guidance.
 
-use candle_core::Device;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use candle_core::{Device, Tensor};
 use lacuna::diffusion::canvas::Canvas;
-use lacuna::diffusion::denoise::{Denoiser, Savings};
+use lacuna::diffusion::denoise::{Denoiser, Savings, complete};
 use lacuna::diffusion::frame::given;
 use lacuna::diffusion::params::{ImageParams, ImageSampler, Schedule, TextParams, TextSampler};
 use lacuna::diffusion::rng::Stream;
 use lacuna::models::Model;
+use lacuna::models::lora::{Lora, Pair, Target};
 use lacuna::starter::{model, scenes, words};
 
 fn text(model: &Model, s: &mut Stream) -> Canvas {
@@ -49,6 +53,19 @@ fn image(model: &Model, s: &mut Stream) -> Canvas {
     Canvas::image(model.backbone.spec(), frame, empty, &params, s.below(100) as u64).unwrap()
 }
 
+/// An adapter that changes what is drawn.
+fn adapter(model: &Model, rank: usize, targets: &[Target]) -> Arc<Lora> {
+    let config = model.backbone.adaptable().unwrap();
+    let mut pairs = BTreeMap::new();
+    for (layer, &target) in (0..config.n_layers).flat_map(|layer| targets.iter().map(move |target| (layer, target))) {
+        let (out, width) = target.shape(config);
+        let a = Tensor::randn(0f32, 0.1, (rank, width), &Device::Cpu).unwrap();
+        let b = Tensor::randn(0f32, 0.1, (out, rank), &Device::Cpu).unwrap();
+        pairs.insert((layer, target), Pair { a, b });
+    }
+    Arc::new(Lora::new(config, 1.0, pairs).unwrap())
+}
+
 /// Tokens, steps and the bits of the log-probabilities.
 fn result(canvas: &Canvas) -> (Vec<u32>, Vec<i32>, Vec<u32>) {
     (canvas.tokens(), canvas.commit_steps().to_vec(), canvas.logprobs().iter().map(|l| l.to_bits()).collect())
@@ -58,11 +75,15 @@ fn result(canvas: &Canvas) -> (Vec<u32>, Vec<i32>, Vec<u32>) {
 fn any_mix_on_the_built_in_model_gives_the_tokens_of_each_alone() {
     let model = model::load(&Device::Cpu).unwrap();
     let backbone = &*model.backbone;
-    let mut compared = 0;
+    let adapters = [None, Some(adapter(&model, 16, &Target::ALL)), Some(adapter(&model, 1, &[Target::V, Target::Up]))];
+    let (mut compared, mut changed) = (0, 0);
     for case in 0..60 {
         let mut s = Stream::new(0x57A7, case);
         let start: Vec<Canvas> = (0..2 + s.below(6))
-            .map(|_| if s.chance(0.5) { text(&model, &mut s) } else { image(&model, &mut s) })
+            .map(|_| {
+                let canvas = if s.chance(0.5) { text(&model, &mut s) } else { image(&model, &mut s) };
+                canvas.with_adapter(adapters[s.below(3)].clone())
+            })
             .collect();
         let expected: Vec<_> = start
             .iter()
@@ -76,6 +97,11 @@ fn any_mix_on_the_built_in_model_gives_the_tokens_of_each_alone() {
                 result(&canvas)
             })
             .collect();
+        changed += usize::from(start.iter().zip(&expected).any(|(canvas, expected)| {
+            let mut base = canvas.clone().with_adapter(None);
+            complete(backbone, std::slice::from_mut(&mut base), 1024).unwrap();
+            &result(&base) != expected
+        }));
         // Joins at any tick, pauses at any step, in any order.
         let joins: Vec<usize> = start.iter().map(|_| s.below(6)).collect();
         let mut canvases = start;
@@ -98,5 +124,5 @@ fn any_mix_on_the_built_in_model_gives_the_tokens_of_each_alone() {
             compared += 1;
         }
     }
-    assert!(compared > 200, "{compared} canvases compared");
+    assert!(compared > 200 && changed > 20, "{compared} canvases compared, adapters mattered in {changed} mixes");
 }

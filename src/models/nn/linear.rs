@@ -9,10 +9,10 @@ use super::timing::timed;
 /// How products are computed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Precision {
-    /// In the dtype of the weights: what is served, and what learning from feedback uses.
+    /// In the dtype of the weights: what is served.
     #[default]
     Exact,
-    /// Operands rounded to bf16, sums in f32: twice as fast on CPUs with AVX-512 BF16; for pretraining only.
+    /// Operands rounded to bf16, sums in f32: twice as fast on CPUs with AVX-512 BF16; for training.
     Mixed,
 }
 
@@ -29,6 +29,12 @@ impl Linear {
     #[must_use]
     pub fn new(weight: Tensor, bias: Option<Tensor>, precision: Precision) -> Self {
         Self { weight, bias, precision }
+    }
+
+    /// The same weights, computed in another way.
+    #[must_use]
+    pub fn with_precision(&self, precision: Precision) -> Self {
+        Self { precision, ..self.clone() }
     }
 
     /// The weight `(out, in)`.
