@@ -3,6 +3,7 @@
 //! Start reading at `diffusion::denoise`, one step of any mix of canvases; then `engine`, which decides who steps;
 //! then `api`, the routes. DESIGN in one line: the scheduler has no tensors, the runner no policy, handlers no logic.
 
+pub mod adapters;
 pub mod api;
 pub mod cli;
 pub mod config;
