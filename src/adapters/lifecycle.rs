@@ -134,7 +134,9 @@ impl Routes {
     /// When the share is not in `(0, 1]`, `id` is the active version, or another canary runs.
     pub fn with_canary(&self, id: VersionId, share: f64) -> Result<Self, AdapterError> {
         if let Some((other, _)) = self.canary.as_ref().filter(|(other, _)| *other != id) {
-            return Err(AdapterError::Lifecycle(format!("{id}: {other} is the canary; promote it or take it back first")));
+            return Err(AdapterError::Lifecycle(format!(
+                "{id}: {other} is the canary; promote it or take it back first"
+            )));
         }
         let canary = Some(self.check(id, share)?);
         Ok(Self { generation: self.generation + 1, canary, active: self.active.clone() })
@@ -151,7 +153,9 @@ impl Routes {
             return Err(AdapterError::Lifecycle(format!("{canary} is active; a canary is another version")));
         }
         if !(share > 0.0 && share <= 1.0) {
-            return Err(AdapterError::Lifecycle(format!("{canary}: share is {share}; it must be above 0 and at most 1")));
+            return Err(AdapterError::Lifecycle(format!(
+                "{canary}: share is {share}; it must be above 0 and at most 1"
+            )));
         }
         Ok((canary, share))
     }
@@ -166,7 +170,11 @@ impl Routes {
         let Some((canary, share)) = &self.canary else {
             return (self.active.clone(), 1.0);
         };
-        if place(canary, subject, key) < *share { (canary.clone(), *share) } else { (self.active.clone(), 1.0 - *share) }
+        if place(canary, subject, key) < *share {
+            (canary.clone(), *share)
+        } else {
+            (self.active.clone(), 1.0 - *share)
+        }
     }
 }
 
@@ -280,7 +288,8 @@ mod tests {
     #[test]
     fn the_next_canary_meets_other_subjects() {
         let (first, second) = (routes(0.5), Routes::default().with_canary(id("taste@3"), 0.5).unwrap());
-        let in_canary = |routes: &Routes, i: u32| routes.assign(Some(&i.to_le_bytes()), 0).0 == *routes.canary().unwrap().0;
+        let in_canary =
+            |routes: &Routes, i: u32| routes.assign(Some(&i.to_le_bytes()), 0).0 == *routes.canary().unwrap().0;
         let both = (0..4000).filter(|&i| in_canary(&first, i) && in_canary(&second, i)).count();
         assert!((both as f64 / 4000.0 - 0.25).abs() < 0.04, "{both}");
     }

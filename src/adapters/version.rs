@@ -12,7 +12,8 @@ pub const BASE: &str = "base";
 /// Longest name, in characters.
 pub const MAX_NAME: usize = 64;
 
-const FORM: &str = "a version is NAME@NUMBER, and a name 1 to 64 characters of a-z 0-9 . _ -, the first a letter or digit";
+const FORM: &str =
+    "a version is NAME@NUMBER, and a name 1 to 64 characters of a-z 0-9 . _ -, the first a letter or digit";
 const RESERVED: &str = "`base` is the model without an adapter, only as base@0; choose another name";
 const NUMBER: &str = "versions count from 1, without leading zeros";
 
@@ -132,7 +133,9 @@ mod tests {
     #[test]
     fn what_is_no_version_is_refused_with_a_hint() {
         let long = format!("{}@1", "a".repeat(65));
-        for text in ["", "a", "@1", "A@1", "-a@1", ".@1", "a/b@1", "../a@1", "a@", "a@-1", "a@+1", "a@01", "a@1@2", &long] {
+        for text in
+            ["", "a", "@1", "A@1", "-a@1", ".@1", "a/b@1", "../a@1", "a@", "a@-1", "a@+1", "a@01", "a@1@2", &long]
+        {
             assert!(text.parse::<VersionId>().is_err(), "{text}");
         }
         for text in ["a@18446744073709551616", "a@0", "base@1", "base@00", "a@1 "] {

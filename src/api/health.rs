@@ -176,7 +176,7 @@ impl Info {
                     .as_ref()
                     .map(|image| ImageInfo { grid: image.grid, codebook: image.codes.end - image.codes.start }),
             },
-            adapter: app.engine.adapter(),
+            adapter: app.engine.serving().routes().active().to_string(),
             device: app.device.clone(),
             limits: app.limits.clone(),
             defaults: app.defaults.clone(),

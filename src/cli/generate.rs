@@ -173,6 +173,8 @@ fn request(prompt: &str, seed: u64, task: Task) -> Request {
         seed,
         priority: Priority::Interactive,
         deadline: None,
+        adapter: None,
+        subject: None,
     }
 }
 

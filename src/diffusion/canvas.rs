@@ -148,8 +148,14 @@ impl Canvas {
 
     /// The same canvas, denoised by the base with `adapter`. It keeps it to its end: no completion mixes versions.
     #[must_use]
-    pub fn with_adapter(self, adapter: Option<Arc<Lora>>) -> Self {
-        Self { adapter, ..self }
+    pub fn with_adapter(mut self, adapter: Option<Arc<Lora>>) -> Self {
+        self.adapt(adapter);
+        self
+    }
+
+    /// As [`with_adapter`](Self::with_adapter). To be called before the first step.
+    pub fn adapt(&mut self, adapter: Option<Arc<Lora>>) {
+        self.adapter = adapter;
     }
 
     /// What the base is adapted with.

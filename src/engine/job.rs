@@ -5,6 +5,8 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use crate::adapters::VersionId;
+
 pub use crate::diffusion::params::{FinishReason, ImageParams, ImageSampler, Schedule, TextParams, TextSampler};
 
 /// Who goes first when the device is busy.
@@ -66,6 +68,10 @@ pub struct Request {
     pub priority: Priority,
     /// When it is over, the rest is committed at once ("anytime").
     pub deadline: Option<Duration>,
+    /// The adapter version to serve it with; `None` is what the routes assign.
+    pub adapter: Option<VersionId>,
+    /// Keyed hash of the end user's id: a user stays with one version while a canary runs.
+    pub subject: Option<Vec<u8>>,
 }
 
 /// A position that got its token.

@@ -3,8 +3,8 @@
 //! `job` is the vocabulary, `admit` turns requests into canvases, `scheduler` decides who steps (no tensors), `runner` is
 //! the one thread that owns the device, `ticket` and `transcript` are the client's side of a request.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use std::sync::{Arc, RwLock};
 use std::time::Instant;
 
 use image::{Rgb, RgbImage};
@@ -16,12 +16,14 @@ pub mod job;
 mod runner;
 mod running;
 pub mod scheduler;
+pub mod serving;
 mod shared;
 pub mod stats;
 mod ticket;
 mod transcript;
 
 pub use job::{Event, Finished, Request};
+pub use serving::Serving;
 pub use stats::Counters;
 pub use ticket::{Events, Ticket};
 
@@ -96,6 +98,7 @@ pub struct Engine {
     shared: Arc<Shared>,
     commands: mpsc::Sender<Command>,
     ids: Arc<AtomicU64>,
+    serving: Arc<RwLock<Arc<Serving>>>,
 }
 
 impl std::fmt::Debug for Engine {
@@ -123,7 +126,8 @@ impl Engine {
             })
             .map_err(|e| EngineError::Device(format!("the device thread did not start: {e}")))?;
         let spec = Arc::new(model.backbone.spec().clone());
-        Ok(Self { model, spec, limits: Arc::new(limits), shared, commands, ids: Arc::new(AtomicU64::new(0)) })
+        let (ids, serving) = (Arc::new(AtomicU64::new(0)), Arc::new(RwLock::new(Arc::default())));
+        Ok(Self { model, spec, limits: Arc::new(limits), shared, commands, ids, serving })
     }
 
     /// What is served.
@@ -138,10 +142,23 @@ impl Engine {
         &self.limits
     }
 
-    /// `name@version` of the adapter that new requests are pinned to; `base@0` without one.
+    /// What is served, for learning from it.
     #[must_use]
-    pub fn adapter(&self) -> String {
-        "base@0".to_owned()
+    pub fn model(&self) -> &Model {
+        &self.model
+    }
+
+    /// The adapters that can be asked for, and who gets which.
+    #[must_use]
+    pub fn serving(&self) -> Arc<Serving> {
+        // A value is replaced whole, so one that a panicking thread left behind is as good as any.
+        Arc::clone(&self.serving.read().unwrap_or_else(std::sync::PoisonError::into_inner))
+    }
+
+    /// From now on new requests are served by `serving`. Nothing waits: the pointer is exchanged, no tick is delayed, and
+    /// what is queued or running keeps the version that it began with.
+    pub fn publish(&self, serving: Serving) {
+        *self.serving.write().unwrap_or_else(std::sync::PoisonError::into_inner) = Arc::new(serving);
     }
 
     /// Checks, tokenises and queues a request. Never waits.
@@ -153,7 +170,13 @@ impl Engine {
         if self.status().draining {
             return Err(EngineError::Draining);
         }
-        let admitted = admit::admit(&self.model, &request, &self.limits)?;
+        let mut admitted = admit::admit(&self.model, &request, &self.limits)?;
+        let group = Uuid::now_v7();
+        let key = group.as_u128() as u64;
+        let assigned = self.serving().assign(request.adapter.as_ref(), request.subject.as_deref(), key)?;
+        for canvas in &mut admitted.canvases {
+            canvas.adapt(assigned.adapter.lora.clone());
+        }
         let n = admitted.canvases.len();
         let (events, frames) = mpsc::channel(EVENTS + n + 1);
         let reserved = (0..=n).map_while(|_| events.clone().try_reserve_owned().ok()).collect();
@@ -187,7 +210,7 @@ impl Engine {
             style: style.clone(),
         };
         self.enqueue(job, running.collect())?;
-        Ok(Ticket::new(Uuid::now_v7(), completions, frames, style))
+        Ok(Ticket::new(group, assigned, completions, frames, style))
     }
 
     fn enqueue(&self, job: Job, canvases: Vec<Running>) -> Result<(), EngineError> {

@@ -7,6 +7,7 @@ use uuid::Uuid;
 
 use super::EngineError;
 use super::job::{Edit, Event, Finished};
+use super::serving::Assigned;
 use super::transcript::{Style, Transcript};
 
 /// What the device thread sends: events without text.
@@ -21,6 +22,8 @@ pub(super) enum Frame {
 pub struct Ticket {
     /// Id shared by the `n` completions, UUIDv7.
     pub group: Uuid,
+    /// The adapter version that all of them are made with.
+    pub assigned: Assigned,
     /// Ids of the completions, in order of index.
     pub completions: Vec<Uuid>,
     /// What happens to it.
@@ -38,9 +41,15 @@ pub struct Events {
 }
 
 impl Ticket {
-    pub(super) fn new(group: Uuid, completions: Vec<Uuid>, frames: mpsc::Receiver<Frame>, style: Style) -> Self {
+    pub(super) fn new(
+        group: Uuid,
+        assigned: Assigned,
+        completions: Vec<Uuid>,
+        frames: mpsc::Receiver<Frame>,
+        style: Style,
+    ) -> Self {
         let events = Events { frames, style, transcripts: HashMap::new(), ready: VecDeque::new(), over: false };
-        Self { group, completions, events }
+        Self { group, assigned, completions, events }
     }
 
     /// As [`Events::recv`].

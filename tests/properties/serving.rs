@@ -40,6 +40,8 @@ fn request(prompt: &str, task: Task) -> Request {
         seed: 1,
         priority: Priority::Interactive,
         deadline: None,
+        adapter: None,
+        subject: None,
     }
 }
 
@@ -91,6 +93,8 @@ fn random_request(s: &mut Stream) -> Request {
         seed: s.below(4) as u64,
         priority: [Priority::Interactive, Priority::Batch, Priority::Rollout][s.below(3)],
         deadline: None,
+        adapter: None,
+        subject: None,
     }
 }
 

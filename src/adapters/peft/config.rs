@@ -182,7 +182,9 @@ fn refuse_unsupported(fields: &BTreeMap<String, Value>) -> Result<(), AdapterErr
     match get("init_lora_weights") {
         Value::Null | Value::Bool(_) => Ok(()),
         Value::String(init) if INIT.contains(&init.as_str()) => Ok(()),
-        _ => refuse("init_lora_weights", "it changes the base's weights; have PEFT convert it to a plain LoRA on saving"),
+        _ => {
+            refuse("init_lora_weights", "it changes the base's weights; have PEFT convert it to a plain LoRA on saving")
+        }
     }?;
     match get("use_rslora") {
         Value::Null | Value::Bool(_) => Ok(()),
@@ -224,7 +226,8 @@ fn pattern<T>(
 ) -> Result<BTreeMap<String, T>, AdapterError> {
     let Some(value) = value else { return Ok(BTreeMap::new()) };
     let entries = value.as_object().ok_or_else(|| unsupported(field, value, "it maps module paths to numbers"))?;
-    let plain = |key: &str| !key.is_empty() && key.bytes().all(|c| c.is_ascii_alphanumeric() || matches!(c, b'_' | b'.'));
+    let plain =
+        |key: &str| !key.is_empty() && key.bytes().all(|c| c.is_ascii_alphanumeric() || matches!(c, b'_' | b'.'));
     let entry = |(key, value): (&String, &Value)| {
         if !plain(key) {
             return Err(unsupported(field, &json!(key), "regular expressions are not; write each module's path"));
@@ -248,7 +251,11 @@ fn check_scale(field: &str, scale: f64) -> Result<(), AdapterError> {
     if scale <= MAX_SCALE {
         return Ok(());
     }
-    Err(unsupported(field, &json!(scale), &format!("the scale that follows from alpha and rank is at most {MAX_SCALE}")))
+    Err(unsupported(
+        field,
+        &json!(scale),
+        &format!("the scale that follows from alpha and rank is at most {MAX_SCALE}"),
+    ))
 }
 
 fn unsupported(field: &str, value: &Value, hint: &str) -> AdapterError {
@@ -256,7 +263,11 @@ fn unsupported(field: &str, value: &Value, hint: &str) -> AdapterError {
         Some((end, _)) => format!("{}…", &text[..end]),
         None => text,
     };
-    AdapterError::Unsupported { field: short(field.to_owned()), actual: short(value.to_string()), hint: hint.to_owned() }
+    AdapterError::Unsupported {
+        field: short(field.to_owned()),
+        actual: short(value.to_string()),
+        hint: hint.to_owned(),
+    }
 }
 
 fn malformed(reason: String) -> AdapterError {

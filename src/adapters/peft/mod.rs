@@ -124,7 +124,10 @@ pub(super) fn open_file(dir: &Path, name: &'static str) -> Result<(File, u64), A
     let seen = path.symlink_metadata().map_err(io)?;
     let plain = |ok: bool| match ok {
         true => Ok(()),
-        false => Err(AdapterError::Malformed { file: name, reason: "is a link or no plain file; put the file itself there".into() }),
+        false => Err(AdapterError::Malformed {
+            file: name,
+            reason: "is a link or no plain file; put the file itself there".into(),
+        }),
     };
     plain(seen.is_file())?;
     let file = File::open(path).map_err(io)?;

@@ -140,7 +140,12 @@ impl Half {
         let tensor = Tensor::from_raw_buffer(view.data(), dtype, shape, &cpu)?.to_dtype(DType::F32)?;
         let values = tensor.flatten_all()?.to_vec1::<f32>()?;
         if let Some(at) = values.iter().position(|value| !value.is_finite()) {
-            return refuse(format!("holds {} at [{}, {}]; values must be finite", values[at], at / shape[1], at % shape[1]));
+            return refuse(format!(
+                "holds {} at [{}, {}]; values must be finite",
+                values[at],
+                at / shape[1],
+                at % shape[1]
+            ));
         }
         let norm = values.iter().map(|&value| f64::from(value).powi(2)).sum::<f64>().sqrt();
         Ok(Self { tensor: tensor.to_device(&base.device)?, norm })
@@ -165,7 +170,8 @@ fn join(
     let limit = limits.max_norm;
     for (what, norm) in [("A", a.norm), ("scale · B", scale * b.norm), ("scale · B · A", scale * b.norm * a.norm)] {
         if norm > limit {
-            let reason = format!("the norm of {what} may be {norm:.3e}, the limit is {limit:e}; it would break the model");
+            let reason =
+                format!("the norm of {what} may be {norm:.3e}, the limit is {limit:e}; it would break the model");
             return Err(AdapterError::Tensor { tensor: path, reason });
         }
     }
@@ -192,7 +198,8 @@ fn check_targets(
 }
 
 fn unknown(name: &str) -> AdapterError {
-    let reason = format!("is no factor of a module of the base; those are {PREFIX}{}.lora_A.weight and lora_B", adaptable());
+    let reason =
+        format!("is no factor of a module of the base; those are {PREFIX}{}.lora_A.weight and lora_B", adaptable());
     AdapterError::Tensor { tensor: short(name), reason }
 }
 

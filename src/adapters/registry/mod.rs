@@ -83,7 +83,10 @@ impl Registry {
             let kind = folder.symlink_metadata().map_err(|e| io("read the adapters' folder", e))?;
             if !kind.is_dir() {
                 let folder = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
-                return Err(AdapterError::Damaged { folder, reason: "is a link; put the folder itself there".to_owned() });
+                return Err(AdapterError::Damaged {
+                    folder,
+                    reason: "is a link; put the folder itself there".to_owned(),
+                });
             }
         }
         let registry = Self { root, base, limits };

@@ -1,6 +1,7 @@
 //! What both generate routes ask for in the same way, and what a checked request consists of.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -10,9 +11,10 @@ use uuid::Uuid;
 
 use super::check::{self, FIXED};
 use super::picture::PictureFormat;
+use crate::adapters::VersionId;
 use crate::api::error::ApiError;
 use crate::api::limits::{ApiLimits, fixed};
-use crate::engine::{self, Engine, Request};
+use crate::engine::{self, Engine, Request, Serving};
 
 /// Largest random seed: every JSON reader can hold it exactly.
 const MAX_RANDOM_SEED: u64 = (1 << 53) - 1;
@@ -20,8 +22,8 @@ const MAX_RANDOM_SEED: u64 = (1 << 53) - 1;
 /// What validation must know of the model.
 #[derive(Debug, Clone)]
 pub(in crate::api) struct Served {
-    /// Adapter that requests are pinned to.
-    pub adapter: String,
+    /// Adapters that may be asked for.
+    pub adapters: Arc<Serving>,
     /// Ids below this exist.
     pub vocab_size: usize,
     /// Longest sequence.
@@ -34,7 +36,7 @@ impl Served {
     pub(in crate::api) fn of(engine: &Engine) -> Self {
         let spec = engine.spec();
         let image = spec.image.as_ref().map(|image| (image.grid, image.codes.end - image.codes.start));
-        Self { adapter: engine.adapter(), vocab_size: spec.vocab_size, max_positions: spec.max_positions, image }
+        Self { adapters: engine.serving(), vocab_size: spec.vocab_size, max_positions: spec.max_positions, image }
     }
 }
 
@@ -119,7 +121,7 @@ impl Common {
         limits: &ApiLimits,
     ) -> Result<(Request, Log), ApiError> {
         let n = check::integer("n", self.n.unwrap_or(1), 1, u64::from(limits.max_n), &check::flag("max_n"))? as u32;
-        adapter(self.adapter.as_deref(), served)?;
+        let adapter = self.adapter.map(|id| adapter(&id, served)).transpose()?;
         check::choice("fidelity", self.fidelity.as_deref().unwrap_or("exact"), &[("exact", ())])?;
         if let Some(text) = &self.negative_prompt {
             check::chars("negative_prompt", text, limits.max_prompt_chars, &check::flag("max_prompt_chars"))?;
@@ -148,6 +150,8 @@ impl Common {
             seed: self.seed.unwrap_or_else(random_seed),
             priority: priority.into(),
             deadline: deadline.map(Duration::from_millis),
+            adapter,
+            subject: None,
         };
         let params = Value::Object(params);
         let log = Log { store: self.store.unwrap_or(true), prompt: prompt_text, params, user: self.user, metadata };
@@ -199,16 +203,15 @@ pub(super) fn token_ids(ids: &[u32], served: &Served, limits: &ApiLimits) -> Res
     Ok(())
 }
 
-fn adapter(asked: Option<&str>, served: &Served) -> Result<(), ApiError> {
-    match asked {
-        Some(name) if name != served.adapter => Err(ApiError::NotFound {
-            what: "adapter",
-            name: name.chars().take(128).collect(),
-            field: Some("adapter"),
-            hint: "leave it out for the current one, which /info names",
-        }),
-        _ => Ok(()),
-    }
+/// An adapter version that is served.
+fn adapter(asked: &str, served: &Served) -> Result<VersionId, ApiError> {
+    let id = asked.parse().ok().filter(|id| served.adapters.get(id).is_some());
+    id.ok_or_else(|| ApiError::NotFound {
+        what: "adapter",
+        name: asked.chars().take(128).collect(),
+        field: Some("adapter"),
+        hint: "leave it out for the current one; GET /adapters lists those that can be asked for",
+    })
 }
 
 /// An end user's id.
@@ -274,7 +277,7 @@ pub(super) mod tests {
 
     /// A model of 100 ids with an 8×8 grid and 16 codes.
     pub(in crate::api::generate) fn served() -> Served {
-        Served { adapter: "base@0".to_owned(), vocab_size: 100, max_positions: 200, image: Some(((8, 8), 16)) }
+        Served { adapters: Arc::default(), vocab_size: 100, max_positions: 200, image: Some(((8, 8), 16)) }
     }
 
     #[test]

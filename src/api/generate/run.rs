@@ -36,6 +36,7 @@ pub(super) struct Run {
     pub app: App,
     pub ticket: Ticket,
     adapter: String,
+    subject: Option<Vec<u8>>,
     grid: Option<(usize, usize)>,
     log: Log,
     returns: Returns,
@@ -68,11 +69,25 @@ impl Run {
             Task::Text(_) => None,
             Task::Image(params) => Some(params.grid),
         };
-        let adapter = app.engine.adapter();
-        let ticket = app.engine.submit(plan.request)?;
-        let Plan { log, returns, format, .. } = plan;
+        let Plan { mut request, log, returns, format, .. } = plan;
+        request.subject = log.user.as_deref().map(|user| app.subjects.hash_subject(user));
+        let subject = request.subject.clone();
+        let ticket = app.engine.submit(request)?;
+        let adapter = ticket.assigned.adapter.id.to_string();
         let attended = Attended { over: false };
-        Ok(Self { app, ticket, adapter, grid, log, returns, format, finished: Vec::new(), done: false, attended })
+        Ok(Self {
+            app,
+            ticket,
+            adapter,
+            subject,
+            grid,
+            log,
+            returns,
+            format,
+            finished: Vec::new(),
+            done: false,
+            attended,
+        })
     }
 
     /// The next event worth telling, or `None` when every completion is finished.
@@ -169,7 +184,6 @@ impl Run {
 
     fn rows(&self) -> Vec<CompletionRow> {
         let spec = self.app.engine.spec();
-        let subject = self.log.user.as_deref().map(|user| self.app.subjects.hash_subject(user));
         let created_us = jiff::Timestamp::now().as_microsecond();
         let row = |one: &Finished| CompletionRow {
             id: one.id,
@@ -193,7 +207,7 @@ impl Run {
             positions_evaluated: one.positions_evaluated,
             queue_ms: milliseconds(one.queued),
             denoise_ms: milliseconds(one.denoising),
-            subject_hash: subject.clone(),
+            subject_hash: self.subject.clone(),
             metadata: self.log.metadata.clone(),
             created_us,
         };
