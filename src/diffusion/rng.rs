@@ -26,6 +26,12 @@ pub enum Purpose {
     Select = 2,
     /// The seed of one of the `n` completions of a request.
     Completion = 3,
+    /// Whether training masks a position of a completion.
+    Mask = 4,
+    /// Whether training masks a position of a prompt.
+    PromptMask = 5,
+    /// The mask ratio of one draw of training.
+    MaskRatio = 6,
 }
 
 /// A uniform draw in `[0, 1)` with 53 random bits, keyed by everything it depends on.

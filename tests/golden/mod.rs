@@ -15,6 +15,8 @@ use lacuna::models::weights::Weights;
 use lacuna::models::{Backbone, ModelSpec, Packed};
 use serde_json::Value;
 
+mod maskgrpo;
+
 const TOLERANCE: f64 = 1e-4;
 const FOLDERS: [&str; 2] = ["llada", "llada_gqa_tied"];
 
