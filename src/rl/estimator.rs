@@ -160,6 +160,29 @@ impl<'a> Step<'a> {
         Self { samples, masks: flat, slots, segments }
     }
 
+    /// The same in parts of at most `max_rows` rows (or one sample), each with the samples that it is about.
+    #[must_use]
+    pub fn split(&self, max_rows: usize) -> Vec<(Range<usize>, Step<'a>)> {
+        let mut masks: Vec<Vec<Mask>> = vec![Vec::new(); self.samples.len()];
+        for (i, mask) in &self.masks {
+            masks[*i].push(mask.clone());
+        }
+        let rows = |i: usize| masks[i].iter().map(|mask| View { sample: &self.samples[i], mask }.rows()).sum::<usize>();
+        let mut parts: Vec<Range<usize>> = Vec::new();
+        let mut filled = 0;
+        for i in 0..self.samples.len() {
+            match parts.last_mut() {
+                Some(part) if filled + rows(i) <= max_rows => part.end = i + 1,
+                _ => {
+                    parts.push(i..i + 1);
+                    filled = 0;
+                }
+            }
+            filled += rows(i);
+        }
+        parts.into_iter().map(|part| (part.clone(), Step::new(&self.samples[part.clone()], masks[part].to_vec()))).collect()
+    }
+
     /// The inputs to evaluate.
     #[must_use]
     pub fn views(&self) -> Vec<View<'_>> {

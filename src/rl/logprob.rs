@@ -69,7 +69,9 @@ impl View<'_> {
         self.sample.completion.iter().zip(visible).map(move |(&id, visible)| if visible { id } else { mask_id })
     }
 
-    fn rows(&self) -> usize {
+    /// Rows of its input.
+    #[must_use]
+    pub fn rows(&self) -> usize {
         let frame = |prefix: &[u32], suffix: &[u32]| prefix.len() + suffix.len() + self.sample.completion.len();
         let guidance = self.sample.guidance.as_ref();
         frame(&self.sample.prefix, &self.sample.suffix) + guidance.map_or(0, |g| frame(&g.prefix, &g.suffix))

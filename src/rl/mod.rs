@@ -9,15 +9,23 @@
 //! a crude likelihood estimate cancels in the ratio. Nothing here draws from a global generator, reads a clock or
 //! knows HTTP.
 
+use crate::adapters::AdapterError;
+use crate::engine::EngineError;
 use crate::models::ModelError;
+use crate::store::StoreError;
 
 pub mod advantage;
 pub mod elbo;
 pub mod estimator;
+pub mod gate;
 pub mod logprob;
 pub mod loss;
 pub mod masks;
+pub mod policy;
 pub mod preference;
+pub mod publish;
+pub mod rollout;
+pub mod update;
 
 /// Why a step of learning could not be computed.
 #[derive(Debug, thiserror::Error)]
@@ -36,10 +44,22 @@ pub enum RlError {
         /// The value found, the limit and what to do.
         message: String,
     },
+    /// A file of an adapter, or its life.
+    #[error(transparent)]
+    Adapter(#[from] AdapterError),
+    /// The log.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The engine refused or failed a completion.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    /// What was asked for is not possible now.
+    #[error("{0}")]
+    Refused(String),
 }
 
 impl RlError {
-    fn invalid(field: &'static str, message: impl Into<String>) -> Self {
+    pub(crate) fn invalid(field: &'static str, message: impl Into<String>) -> Self {
         Self::Invalid { field, message: message.into() }
     }
 }

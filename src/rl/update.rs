@@ -1,0 +1,302 @@
+//! One update of the policy: μ inner steps over a batch of judged completions, each on masks of its own.
+//!
+//! The batch is split into micro-batches that run side by side and are summed in a fixed order, with the denominator
+//! of the whole batch: the result depends on neither the number of threads nor the size of the parts. Which
+//! completions, and how often, is the trainer's business.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use candle_core::Tensor;
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+
+use super::RlError;
+use super::estimator::{Estimator, Step};
+use super::logprob::{Sample, logprob_estimate, logprobs};
+use super::loss::{LossConfig, Segment, Stats, Terms, behaviour_weight, denominator, maskgrpo_loss};
+use super::policy::Policy;
+use crate::models::Backbone;
+use crate::models::lora::Lora;
+
+/// A completion with its advantage.
+#[derive(Debug, Clone)]
+pub struct Judged {
+    /// What was generated.
+    pub sample: Sample,
+    /// A: how much better it was than what its prompt usually gets.
+    pub advantage: f64,
+    /// Factor of its policy term.
+    pub weight: f64,
+    /// The adapter that sampled it, when that is not the one the run starts from: its weight is then corrected.
+    pub behaviour: Option<Arc<Lora>>,
+}
+
+/// Settings of an update.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct UpdateConfig {
+    /// Which masked inputs stand for a completion.
+    pub estimator: Estimator,
+    /// Clip and penalty.
+    pub loss: LossConfig,
+    /// μ: inner steps, each an update of its own on masks of its own.
+    pub inner: u32,
+    /// Rows of one micro-batch.
+    pub micro_rows: usize,
+    /// Largest mean KL(new ‖ old); beyond it the inner steps end.
+    pub max_drift: f64,
+    /// Largest weight of a completion that an older version sampled.
+    pub behaviour_cap: f64,
+    /// Largest |mean log-ratio| between the policy and the version that sampled a completion; beyond it the completion
+    /// says nothing about the policy and is dropped.
+    pub max_staleness: f64,
+    /// Seed of the masks.
+    pub seed: u64,
+}
+
+/// What an update did.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub struct UpdateReport {
+    /// Optimiser steps made.
+    pub steps: u32,
+    /// Inner steps whose loss or gradient was not finite; they changed nothing.
+    pub skipped: u32,
+    /// Completions dropped because the version that sampled them is too far from the policy.
+    pub stale: u32,
+    /// Scored positions over all inner steps.
+    pub tokens: u64,
+    /// Mean loss.
+    pub loss: f64,
+    /// Mean penalty against the reference, nats a position.
+    pub kl: f64,
+    /// Mean KL(new ‖ old) of the last inner step, nats a position.
+    pub drift: f64,
+    /// Share of positions that the clip held.
+    pub clip_fraction: f64,
+    /// Largest ratio.
+    pub ratio_max: f64,
+    /// Gradient norm before clipping, mean.
+    pub grad_norm: f64,
+    /// Mean log-probability of scored positions: its fall is learning, a fall in its spread is collapse.
+    pub logprob: f64,
+    /// The inner steps ended early: the policy had gone too far.
+    pub stopped: bool,
+    /// The update was cut short from outside.
+    pub interrupted: bool,
+}
+
+/// What the micro-batches run on, and when they may.
+pub struct Workshop {
+    /// The base in the arithmetic of learning.
+    pub model: Arc<dyn Backbone>,
+    /// Threads of the micro-batches.
+    pub pool: rayon::ThreadPool,
+    /// Called before every micro-batch; returns false to cut the update short.
+    pub pace: Box<dyn Fn() -> bool + Send + Sync>,
+}
+
+/// Makes one update of `policy` with rate `lr`. `reference` is what the penalty pulls towards (`None`: the base).
+///
+/// # Errors
+/// When settings have no meaning, a completion does not fit the model, or the device fails.
+pub fn update(
+    workshop: &Workshop,
+    policy: &mut Policy,
+    reference: Option<&Arc<Lora>>,
+    batch: &[Judged],
+    config: &UpdateConfig,
+    lr: f64,
+) -> Result<UpdateReport, RlError> {
+    let mut report = UpdateReport::default();
+    let samples: Vec<Sample> = batch.iter().map(|judged| judged.sample.clone()).collect();
+    let old = policy.snapshot()?;
+    let weights = weights(workshop, &old, batch, &samples, config)?;
+    report.stale = weights.iter().filter(|weight| weight.is_none()).count() as u32;
+    let mut sums = Sums::default();
+    for j in 0..config.inner {
+        let step = Step::draw(&config.estimator, &samples, config.seed, config.inner, j)?;
+        let segments = segments(&step, batch, &weights);
+        let pass = Pass { workshop, policy, old: &old, reference, config, first: j == 0 };
+        let Some(outcome) = pass.run(&step, &segments)? else {
+            report.interrupted = true;
+            break;
+        };
+        let norm = match outcome.finite {
+            true => policy.step(&outcome.gradients, lr)?,
+            false => f64::NAN,
+        };
+        if !norm.is_finite() {
+            report.skipped += 1;
+            continue;
+        }
+        report.steps += 1;
+        report.drift = outcome.stats.drift();
+        sums.add(&outcome, norm);
+        if report.drift > config.max_drift {
+            report.stopped = true;
+            break;
+        }
+    }
+    sums.fill(&mut report);
+    Ok(report)
+}
+
+/// The weight of each completion; `None` when it is too stale.
+fn weights(
+    workshop: &Workshop,
+    policy: &Arc<Lora>,
+    batch: &[Judged],
+    samples: &[Sample],
+    config: &UpdateConfig,
+) -> Result<Vec<Option<f64>>, RlError> {
+    let mut out: Vec<Option<f64>> = batch.iter().map(|judged| Some(judged.weight)).collect();
+    let foreign: Vec<usize> = (0..batch.len()).filter(|&i| batch[i].behaviour.is_some()).collect();
+    for same in foreign.chunk_by(|&a, &b| batch[a].behaviour == batch[b].behaviour) {
+        let part: Vec<Sample> = same.iter().map(|&i| samples[i].clone()).collect();
+        let masks = same.iter().map(|&i| config.estimator.masks(&samples[i], config.seed, config.inner, 0)).collect();
+        let part = Step::new(&part, masks);
+        let score = |adapter: Option<&Arc<Lora>>| -> Result<Vec<f64>, RlError> {
+            Ok(part.gather(&logprobs(&*workshop.model, adapter, &part.views(), config.micro_rows)?))
+        };
+        let behaviour = same.first().and_then(|&i| batch[i].behaviour.as_ref());
+        let (prox, behaviour) = (score(Some(policy))?, score(behaviour)?);
+        for (&i, range) in same.iter().zip(part.segments()) {
+            let (prox, behaviour) = (&prox[range.clone()], &behaviour[range.clone()]);
+            let gap = prox.iter().zip(behaviour).map(|(p, b)| p - b).sum::<f64>() / prox.len().max(1) as f64;
+            let fits = gap.abs() <= config.max_staleness;
+            out[i] = fits.then(|| batch[i].weight * behaviour_weight(prox, behaviour, config.behaviour_cap));
+        }
+    }
+    Ok(out)
+}
+
+fn segments(step: &Step<'_>, batch: &[Judged], weights: &[Option<f64>]) -> Vec<Segment> {
+    let of = |((range, judged), weight): ((&std::ops::Range<usize>, &Judged), &Option<f64>)| Segment {
+        range: range.clone(),
+        advantage: judged.advantage,
+        weight: weight.unwrap_or(0.0),
+        dropped: weight.is_none(),
+    };
+    step.segments().iter().zip(batch).zip(weights).map(of).collect()
+}
+
+/// One inner step, before the optimiser's.
+struct Pass<'a> {
+    workshop: &'a Workshop,
+    policy: &'a Policy,
+    old: &'a Arc<Lora>,
+    reference: Option<&'a Arc<Lora>>,
+    config: &'a UpdateConfig,
+    /// The policy is still the old one.
+    first: bool,
+}
+
+/// The summed micro-batches of an inner step.
+struct Outcome {
+    gradients: Vec<Tensor>,
+    stats: Stats,
+    loss: f64,
+    logprob: f64,
+    finite: bool,
+}
+
+impl Pass<'_> {
+    /// `None` when it was cut short.
+    fn run(&self, step: &Step<'_>, segments: &[Segment]) -> Result<Option<Outcome>, RlError> {
+        let denominator = denominator(segments, self.config.loss.mean);
+        let parts = step.split(self.config.micro_rows);
+        let go_on = AtomicBool::new(true);
+        let outcomes: Vec<Result<Option<Outcome>, RlError>> = self.workshop.pool.install(|| {
+            let part = |part: &Step<'_>, segments: &[Segment]| {
+                if !go_on.load(Ordering::Relaxed) || !(self.workshop.pace)() {
+                    go_on.store(false, Ordering::Relaxed);
+                    return Ok(None);
+                }
+                self.micro_batch(part, segments, denominator).map(Some)
+            };
+            parts.par_iter().map(|(range, step)| part(step, &localise(&segments[range.clone()]))).collect()
+        });
+        let mut total: Option<Outcome> = None;
+        for outcome in outcomes {
+            let Some(outcome) = outcome? else { return Ok(None) };
+            total = Some(match total {
+                None => outcome,
+                Some(mut sum) => {
+                    sum.add(outcome)?;
+                    sum
+                }
+            });
+        }
+        Ok(total)
+    }
+
+    fn micro_batch(&self, step: &Step<'_>, segments: &[Segment], denominator: f64) -> Result<Outcome, RlError> {
+        let model = &*self.workshop.model;
+        let views = step.views();
+        let frozen = |adapter: Option<&Arc<Lora>>| -> Result<Vec<f64>, RlError> {
+            Ok(step.gather(&logprob_estimate(model, adapter, &views)?.split()?))
+        };
+        let estimate = logprob_estimate(model, Some(&self.policy.tracked()?), &views)?;
+        let new = step.gather(&estimate.split()?);
+        // At the first inner step the old policy is the new one, to the bit.
+        let old = if self.first { new.clone() } else { frozen(Some(self.old))? };
+        let penalised = self.config.loss.beta > 0.0;
+        let reference = if penalised { Some(frozen(self.reference)?) } else { None };
+        let terms = Terms { new: &new, old: &old, reference: reference.as_deref(), segments };
+        let loss = maskgrpo_loss(&terms, &self.config.loss, Some(denominator))?;
+        let objective = estimate.objective(loss.value, &step.scatter(&loss.gradient))?;
+        let finite = loss.is_finite();
+        let gradients = self.policy.gradients(&objective.backward()?)?;
+        let logprob = new.iter().sum::<f64>();
+        Ok(Outcome { gradients, stats: loss.stats, loss: loss.value, logprob, finite })
+    }
+}
+
+/// Segments whose ranges count from the first of them.
+fn localise(segments: &[Segment]) -> Vec<Segment> {
+    let start = segments.first().map_or(0, |segment| segment.range.start);
+    let shift = |s: &Segment| Segment { range: s.range.start - start..s.range.end - start, ..s.clone() };
+    segments.iter().map(shift).collect()
+}
+
+impl Outcome {
+    fn add(&mut self, other: Self) -> Result<(), RlError> {
+        for (sum, gradient) in self.gradients.iter_mut().zip(&other.gradients) {
+            *sum = (&*sum + gradient)?;
+        }
+        self.stats.merge(&other.stats);
+        self.loss += other.loss;
+        self.logprob += other.logprob;
+        self.finite &= other.finite;
+        Ok(())
+    }
+}
+
+/// Sums over the inner steps that were made.
+#[derive(Default)]
+struct Sums {
+    stats: Stats,
+    loss: f64,
+    logprob: f64,
+    norm: f64,
+}
+
+impl Sums {
+    fn add(&mut self, outcome: &Outcome, norm: f64) {
+        self.stats.merge(&outcome.stats);
+        self.loss += outcome.loss;
+        self.logprob += outcome.logprob;
+        self.norm += norm;
+    }
+
+    fn fill(&self, report: &mut UpdateReport) {
+        let (steps, tokens) = (f64::from(report.steps.max(1)), self.stats.tokens.max(1) as f64);
+        report.tokens = self.stats.tokens as u64;
+        report.loss = self.loss / steps;
+        report.kl = self.stats.kl();
+        report.clip_fraction = self.stats.clip_fraction();
+        report.ratio_max = self.stats.ratio_max;
+        report.grad_norm = self.norm / steps;
+        report.logprob = self.logprob / tokens;
+    }
+}
