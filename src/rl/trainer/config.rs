@@ -1,0 +1,188 @@
+//! What an operator decides about learning: `[training]` of the configuration.
+
+use serde::{Deserialize, Serialize};
+
+use crate::rl::RlError;
+use crate::rl::estimator::Estimator;
+use crate::rl::gate::GateConfig;
+use crate::rl::lanes::{Lane, LaneConfig};
+use crate::rl::loss::{Kl, LossConfig};
+use crate::rl::masks::MaskMode;
+use crate::rl::policy::LoraConfig;
+
+/// When a candidate that passed the gate is served.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Promotion {
+    /// When a person approves it.
+    #[default]
+    Approve,
+    /// At once.
+    Auto,
+}
+
+/// What stands for a completion's likelihood.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum EstimatorKind {
+    /// MaskGRPO, arXiv 2510.02880.
+    #[default]
+    MaskGrpo,
+    /// diffu-GRPO, arXiv 2504.12216.
+    DiffuGrpo,
+    /// UniGRPO, arXiv 2505.15809.
+    UniGrpo,
+    /// coupled-GRPO, arXiv 2506.20639.
+    CoupledGrpo,
+}
+
+/// `[training]`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct TrainingConfig {
+    /// Learn at all.
+    pub enabled: bool,
+    /// Name of the adapter whose versions are trained.
+    pub adapter: String,
+    /// New judgements that start a run.
+    pub min_samples: u64,
+    /// Distinct subjects that they must come from.
+    pub min_subjects: u64,
+    /// Least time between the starts of two runs, seconds.
+    pub min_interval_s: u64,
+    /// Judgements read for one run.
+    pub max_samples: u32,
+    /// Lanes that are learned from.
+    pub lanes: Vec<Lane>,
+    /// Prompts regenerated in a run, and completions of each.
+    pub regenerate: [u32; 2],
+    /// Candidates go into service when they pass, or when a person approves them.
+    pub promotion: Promotion,
+    /// Share of the subjects that get a promoted version first; 0 serves everybody at once.
+    pub canary_share: f64,
+    /// Ratings of a canary, or of a new version, before it is judged by them.
+    pub trial_ratings: u64,
+    /// Metric by which a version in service is judged.
+    pub trial_metric: String,
+    /// Completions of one optimiser step.
+    pub batch: usize,
+    /// Passes over the samples of a run.
+    pub epochs: u32,
+    /// μ: inner steps on a batch.
+    pub inner: u32,
+    /// Learning rate.
+    pub lr: f64,
+    /// Which likelihood.
+    pub estimator: EstimatorKind,
+    /// Smallest share of a text, and of an image, that is masked.
+    pub gamma: [f64; 2],
+    /// Clip range.
+    pub epsilon: f64,
+    /// Weight of the penalty for leaving the served version.
+    pub beta: f64,
+    /// Largest gradient norm.
+    pub max_grad_norm: f64,
+    /// A run ends when its mean penalty exceeds this, nats a position.
+    pub max_kl: f64,
+    /// A run ends when the mean uncertainty (−log p of its own tokens) falls below this share of what it was.
+    pub min_entropy_share: f64,
+    /// Threads.
+    pub threads: usize,
+    /// Shape of a new adapter.
+    pub lora: LoraConfig,
+    /// Which completions may be learned from.
+    pub data: LaneConfig,
+    /// What a candidate must show.
+    pub gate: GateConfig,
+    /// Seed of masks, batches and regenerated completions.
+    pub seed: u64,
+}
+
+impl Default for TrainingConfig {
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            adapter: "main".to_owned(),
+            min_samples: 256,
+            min_subjects: 1,
+            min_interval_s: 60,
+            max_samples: 2048,
+            lanes: vec![Lane::Groups, Lane::Singles],
+            regenerate: [16, 8],
+            promotion: Promotion::default(),
+            canary_share: 0.0,
+            trial_ratings: 100,
+            trial_metric: "thumbs".to_owned(),
+            batch: 96,
+            epochs: 1,
+            inner: 2,
+            lr: 1e-3,
+            estimator: EstimatorKind::default(),
+            gamma: [0.3, 0.3],
+            epsilon: 0.2,
+            beta: 0.01,
+            max_grad_norm: 1.0,
+            max_kl: 1.0,
+            min_entropy_share: 0.2,
+            threads: 1,
+            lora: LoraConfig::default(),
+            data: LaneConfig::default(),
+            gate: GateConfig::default(),
+            seed: 1,
+        }
+    }
+}
+
+impl TrainingConfig {
+    /// Refuses values without a meaning.
+    ///
+    /// # Errors
+    /// Names the field, the value and the bounds.
+    pub fn validate(&self) -> Result<(), RlError> {
+        let within = |field: &'static str, value: f64, low: f64, high: f64| match (low..=high).contains(&value) {
+            true => Ok(()),
+            false => Err(RlError::invalid(field, format!("{value} is outside {low} to {high}"))),
+        };
+        within("training.min_samples", self.min_samples as f64, 1.0, 1e6)?;
+        within("training.max_samples", f64::from(self.max_samples), 2.0, f64::from(crate::store::MAX_POOL))?;
+        within("training.min_interval_s", self.min_interval_s as f64, 0.0, 1e7)?;
+        within("training.canary_share", self.canary_share, 0.0, 1.0)?;
+        within("training.batch", self.batch as f64, 2.0, 65_536.0)?;
+        within("training.epochs", f64::from(self.epochs), 1.0, 64.0)?;
+        within("training.inner", f64::from(self.inner), 1.0, 64.0)?;
+        within("training.lr", self.lr, 0.0, 1.0)?;
+        within("training.gamma", self.gamma[0].max(self.gamma[1]), 0.0, 0.999)?;
+        within("training.gamma", self.gamma[0].min(self.gamma[1]), 0.0, 0.999)?;
+        within("training.epsilon", self.epsilon, 0.0, 1.0)?;
+        within("training.beta", self.beta, 0.0, 100.0)?;
+        within("training.threads", self.threads as f64, 1.0, 1024.0)?;
+        within("training.lora.rank", self.lora.rank as f64, 1.0, 256.0)?;
+        within("training.regenerate", f64::from(self.regenerate[1]), 2.0, 64.0)
+    }
+
+    /// The estimator of images or of texts.
+    #[must_use]
+    pub fn estimator(&self, image: bool) -> Estimator {
+        let gamma = self.gamma[usize::from(image)];
+        match self.estimator {
+            EstimatorKind::MaskGrpo if image => Estimator::MaskGrpo { mode: MaskMode::Random, gamma },
+            EstimatorKind::MaskGrpo => Estimator::MaskGrpo { mode: MaskMode::ArLike, gamma },
+            EstimatorKind::DiffuGrpo => Estimator::DIFFU,
+            EstimatorKind::UniGrpo => Estimator::UniGrpo,
+            EstimatorKind::CoupledGrpo => Estimator::COUPLED,
+        }
+    }
+
+    /// The loss of images or of texts.
+    #[must_use]
+    pub fn loss(&self, image: bool) -> LossConfig {
+        LossConfig {
+            eps_low: self.epsilon,
+            eps_high: self.epsilon,
+            beta: self.beta,
+            kl: if image { Kl::K2 } else { Kl::K3 },
+            mean: self.estimator(image).mean(),
+            ..LossConfig::default()
+        }
+    }
+}
