@@ -211,6 +211,14 @@ fn store_problem(error: &StoreError) -> Problem {
             Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "idempotency_mismatch", "Idempotency key reused", error)
                 .hint("use a new Idempotency-Key for a new rating")
         }
+        StoreError::DifferentPrompts(..) => {
+            Problem::new(StatusCode::CONFLICT, "different_prompts", "Different prompts", error)
+        }
+        StoreError::Conflict { .. } => Problem::new(StatusCode::CONFLICT, "conflict", "Changed meanwhile", error),
+        StoreError::LeaseLost { .. } => Problem {
+            retry_after_s: Some(RETRY_STORE_S),
+            ..Problem::new(StatusCode::SERVICE_UNAVAILABLE, "lease_lost", "Another server trains", error)
+        },
         StoreError::Full { limit } => Problem {
             limit: Some((*limit).into()),
             retry_after_s: Some(RETRY_STORE_S),
@@ -315,6 +323,14 @@ mod tests {
         assert_eq!(retry(StoreError::Invalid { field: "value", problem: "is too large".into() }.into()), (400, None));
         assert_eq!(retry(StoreError::UnknownCompletion(Uuid::nil()).into()), (404, None));
         assert_eq!(retry(StoreError::IdempotencyMismatch.into()), (422, None));
+        assert_eq!(retry(StoreError::DifferentPrompts(Uuid::nil(), Uuid::nil()).into()), (409, None));
+        let conflict = StoreError::Conflict {
+            object: "route a".into(),
+            expected: "generation 1".into(),
+            found: "generation 2".into(),
+        };
+        assert_eq!(retry(conflict.into()), (409, None));
+        assert_eq!(retry(StoreError::LeaseLost { term: 3 }.into()), (503, Some(RETRY_STORE_S)));
         assert_eq!(retry(StoreError::Full { limit: 9 }.into()), (503, Some(RETRY_STORE_S)));
         assert_eq!(retry(StoreError::Database("x".into()).into()), (500, None));
     }

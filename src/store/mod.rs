@@ -1,12 +1,22 @@
 //! The log: every completion and what people said of it. One [`Store`] trait; SQLite implements it.
 //!
+//! Learning and the registry of adapters are parts of it, with traits of their own: [`Learning`] and [`Registry`].
+//!
 //! Lives here: rows, durability, migrations. Does not: tensors, HTTP, the engine. Ids of prompts are data; raw user
 //! ids are not: only their hash is ever stored.
 
+mod adapters;
+mod audit;
 mod blob;
+mod learning;
+mod lease;
 mod open;
 mod operations;
+mod pool;
+mod preferences;
+mod registry;
 mod rows;
+mod runs;
 mod sqlite;
 mod subject;
 #[cfg(test)]
@@ -17,7 +27,16 @@ use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+pub use learning::{
+    ABANDONED, LaneTotal, Learning, MAX_LANE_TOTALS, MAX_POOL, MAX_POOL_BYTES, MAX_RATED, MAX_RUNS, MAX_SAMPLES,
+    NewRun, PoolCounts, PoolFeedback, PoolPreference, RUNNING, RunRow, SampleKind, SampleUse, TrainingPool,
+};
 pub use open::OpenError;
+pub use preferences::{MAX_RANKED, NewPreference, PreferenceAck};
+pub use registry::{
+    AdapterRow, AuditCheck, AuditRow, Author, Change, LeaseRow, MAX_ADAPTERS, MAX_AUDIT, MAX_CHANGES,
+    MAX_DOCUMENT_BYTES, NewAdapter, Outcomes, Registry, RouteRow,
+};
 pub use rows::{
     MAX_COMMENT_BYTES, MAX_ELEMENTS, MAX_HASH_BYTES, MAX_JSON_BYTES, MAX_NAME_BYTES, MAX_NUMBER, MAX_ROWS,
     MAX_TEXT_BYTES,
@@ -43,6 +62,25 @@ pub enum StoreError {
     /// The idempotency key was used with another body.
     #[error("idempotency key was already used with another body; use a new key for a new request")]
     IdempotencyMismatch,
+    /// Completions of different prompts were ranked.
+    #[error("completions {0} and {1} answer different prompts; rank completions of one prompt")]
+    DifferentPrompts(Uuid, Uuid),
+    /// What was to be changed has been changed by another since it was read, or is not there.
+    #[error("{object} is not as expected: expected {expected}, found {found}; read it again and decide anew")]
+    Conflict {
+        /// What was to be changed.
+        object: String,
+        /// The state it had to have.
+        expected: String,
+        /// The state it has.
+        found: String,
+    },
+    /// The trainer's lease ran out or another has taken it.
+    #[error("the trainer's lease is not held with term {term} any more; take it again before training")]
+    LeaseLost {
+        /// The term that was presented.
+        term: u64,
+    },
     /// The writer's queue is full.
     #[error("the log's write queue is full ({limit} writes waiting); retry later")]
     Full {
@@ -190,7 +228,7 @@ pub struct StoreCounts {
 
 /// The log. Implementations are shared between tasks; every method may wait for the disk.
 #[async_trait]
-pub trait Store: Send + Sync {
+pub trait Store: Learning + Registry + Send + Sync {
     /// Appends completions, all or none. They are on stable storage and can be rated as soon as this returns.
     ///
     /// # Errors
@@ -203,7 +241,7 @@ pub trait Store: Send + Sync {
     /// `Database`.
     async fn completion(&self, id: Uuid) -> Result<Option<CompletionRow>, StoreError>;
 
-    /// Removes a completion and its ratings, text and all. False when it was not in the log.
+    /// Removes a completion, its ratings and the pairs of rankings that it is in, text and all. False when it was not in the log.
     ///
     /// # Errors
     /// `Full` or `Database`.
@@ -229,6 +267,13 @@ pub trait Store: Send + Sync {
     /// # Errors
     /// `Full` or `Database`.
     async fn delete_feedback(&self, id: Uuid) -> Result<bool, StoreError>;
+
+    /// Stores a ranking of completions of one prompt and returns once it is on stable storage, as
+    /// [`add_feedback`](Self::add_feedback) does. The pairs of a completion that is deleted go with it.
+    ///
+    /// # Errors
+    /// `Invalid`, `UnknownCompletion`, `DifferentPrompts`, `IdempotencyMismatch`, `Full` or `Database`.
+    async fn add_preference(&self, preference: NewPreference) -> Result<PreferenceAck, StoreError>;
 
     /// How much is in it.
     ///

@@ -10,7 +10,9 @@ use sqlx::sqlite::{
     SqliteAutoVacuum, SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqlitePool, SqlitePoolOptions,
     SqliteSynchronous,
 };
-use sqlx::{ConnectOptions, SqlSafeStr};
+use sqlx::{ConnectOptions, Connection, Row, SqlSafeStr, Sqlite};
+
+use super::rows::prompt_sha256;
 
 /// The database, under the data directory.
 const DATABASE: &str = "lacuna.db";
@@ -27,7 +29,14 @@ const READERS: u32 = 4;
 const WAL_BYTES: &str = "67108864";
 
 /// Migrations in order, (version, name, SQL). Released ones never change.
-const MIGRATIONS: [(i64, &str, &str); 1] = [(1, "log", include_str!("migrations/sqlite/0001_log.sql"))];
+const MIGRATIONS: [(i64, &str, &str); 2] = [
+    (1, "log", include_str!("migrations/sqlite/0001_log.sql")),
+    (2, "learning", include_str!("migrations/sqlite/0002_learning.sql")),
+];
+
+/// A prompt that has no hash yet.
+const UNHASHED: &str = "SELECT seq, kind, prompt_ids FROM completion WHERE prompt_sha256 IS NULL LIMIT 1";
+const HASH: &str = "UPDATE completion SET prompt_sha256 = ? WHERE seq = ?";
 
 /// Why a data directory could not be opened.
 #[derive(Debug, thiserror::Error)]
@@ -101,6 +110,7 @@ pub(super) async fn open(dir: &Path) -> Result<Opened, OpenError> {
         .await
         .map_err(database)?;
     migrate(dir, &mut writer).await?;
+    hash_prompts(&mut writer).await.map_err(database)?;
     let readers = SqlitePoolOptions::new()
         .max_connections(READERS)
         .acquire_timeout(ACQUIRE)
@@ -165,4 +175,14 @@ async fn migrate(dir: &Path, connection: &mut SqliteConnection) -> Result<(), Op
         MigrateError::VersionMissing(found) if found > known => OpenError::Newer { dir: dir.to_owned(), found, known },
         other => OpenError::Database { dir: dir.to_owned(), problem: other.to_string() },
     })
+}
+
+/// Completes rows that a release before version 2 of the schema wrote.
+async fn hash_prompts(connection: &mut SqliteConnection) -> Result<(), sqlx::Error> {
+    let mut all = connection.begin().await?;
+    while let Some(row) = sqlx::query::<Sqlite>(UNHASHED).fetch_optional(&mut *all).await? {
+        let hash = prompt_sha256(row.try_get::<i64, _>("kind")? != 0, row.try_get("prompt_ids")?);
+        sqlx::query::<Sqlite>(HASH).bind(hash).bind(row.try_get::<i64, _>("seq")?).execute(&mut *all).await?;
+    }
+    all.commit().await
 }

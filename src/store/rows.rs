@@ -1,5 +1,6 @@
 //! Rows to SQL and back, and the bounds of what a row may hold. Knows columns; knows nothing of files or queues.
 
+use sha2::{Digest, Sha256};
 use sqlx::sqlite::{SqliteConnection, SqliteRow};
 use sqlx::{Row, Sqlite};
 use uuid::Uuid;
@@ -33,8 +34,8 @@ const INSERT_COMPLETION: &str = "
 INSERT INTO completion (
   id, adapter, created_us, group_id, sample_index, kind, model, base_sha256, seed, finish_reason, steps,
   positions_evaluated, queue_ms, denoise_ms, grid_rows, grid_columns, subject_hash, params, metadata, prompt, text,
-  prompt_ids, tokens, commit_steps, logprobs
-) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)";
+  prompt_ids, tokens, commit_steps, logprobs, prompt_sha256
+) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)";
 
 impl CompletionRow {
     /// Checks bounds and finiteness, so that the database never has to refuse.
@@ -66,6 +67,7 @@ impl CompletionRow {
     }
 
     pub(super) async fn insert(&self, connection: &mut SqliteConnection) -> Result<(), StoreError> {
+        let prompt_ids = encode(&self.prompt_ids);
         sqlx::query::<Sqlite>(INSERT_COMPLETION)
             .bind(self.id.as_bytes().as_slice())
             .bind(self.adapter.as_str())
@@ -88,10 +90,11 @@ impl CompletionRow {
             .bind(self.metadata.to_string())
             .bind(self.prompt.as_deref())
             .bind(self.text.as_str())
-            .bind(encode(&self.prompt_ids))
+            .bind(prompt_ids.as_slice())
             .bind(encode(&self.tokens))
             .bind(encode(&self.commit_steps))
             .bind(encode(&self.logprobs))
+            .bind(prompt_sha256(self.kind == Kind::Image, &prompt_ids))
             .execute(connection)
             .await?;
         Ok(())
@@ -157,7 +160,7 @@ impl Value {
         }
     }
 
-    fn from_row(row: &SqliteRow) -> Result<Self, StoreError> {
+    pub(super) fn from_row(row: &SqliteRow) -> Result<Self, StoreError> {
         Ok(match row.try_get::<i64, _>("kind")? {
             BOOL => Self::Bool(row.try_get::<f64, _>("value_num")? != 0.0),
             NUMBER => Self::Number(row.try_get("value_num")?),
@@ -178,6 +181,11 @@ impl FeedbackRow {
     }
 }
 
+/// SHA-256 of a prompt: of its kind and its ids as they are stored.
+pub(super) fn prompt_sha256(image: bool, prompt_ids: &[u8]) -> Vec<u8> {
+    Sha256::new().chain_update([u8::from(image)]).chain_update(prompt_ids).finalize().to_vec()
+}
+
 /// Reads a 16-byte column.
 pub(super) fn uuid(row: &SqliteRow, column: &'static str) -> Result<Uuid, StoreError> {
     Uuid::from_slice(row.try_get(column)?).map_err(|error| StoreError::Database(format!("column {column}: {error}")))
@@ -191,6 +199,19 @@ pub(super) fn at_most(field: &'static str, actual: usize, limit: usize) -> Resul
     Err(invalid(field, problem))
 }
 
+/// A name must say something.
+pub(super) fn named(field: &'static str, name: &str) -> Result<(), StoreError> {
+    if name.is_empty() {
+        return Err(invalid(field, format!("is empty; expected 1 to {MAX_NAME_BYTES} bytes")));
+    }
+    at_most(field, name.len(), MAX_NAME_BYTES)
+}
+
+/// A document of at most `limit` bytes.
+pub(super) fn json(field: &'static str, value: &serde_json::Value, limit: usize) -> Result<(), StoreError> {
+    at_most(field, value.to_string().len(), limit)
+}
+
 /// An array that goes along `tokens`, or was not kept.
 fn parallel(field: &'static str, actual: usize, tokens: usize) -> Result<(), StoreError> {
     if actual == 0 || actual == tokens {
@@ -200,7 +221,7 @@ fn parallel(field: &'static str, actual: usize, tokens: usize) -> Result<(), Sto
     Err(invalid(field, problem))
 }
 
-fn finite(field: &'static str, value: f64) -> Result<(), StoreError> {
+pub(super) fn finite(field: &'static str, value: f64) -> Result<(), StoreError> {
     // False for NaN too.
     if value.abs() < MAX_NUMBER {
         return Ok(());
@@ -209,14 +230,14 @@ fn finite(field: &'static str, value: f64) -> Result<(), StoreError> {
     Err(invalid(field, problem))
 }
 
-fn parse(column: &str, text: &str) -> Result<serde_json::Value, StoreError> {
+pub(super) fn parse(column: &str, text: &str) -> Result<serde_json::Value, StoreError> {
     serde_json::from_str(text).map_err(|error| StoreError::Database(format!("column {column}: {error}")))
 }
 
-fn bytes_of(value: &Option<impl AsRef<[u8]>>) -> usize {
+pub(super) fn bytes_of(value: &Option<impl AsRef<[u8]>>) -> usize {
     value.as_ref().map_or(0, |value| value.as_ref().len())
 }
 
-fn invalid(field: &'static str, problem: String) -> StoreError {
+pub(super) fn invalid(field: &'static str, problem: String) -> StoreError {
     StoreError::Invalid { field, problem }
 }

@@ -1,6 +1,7 @@
 //! The log in an embedded SQLite database: many readers, one [writer](super::writer).
 
 use std::path::Path;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use sqlx::sqlite::SqlitePool;
@@ -9,9 +10,17 @@ use tokio::sync::Mutex;
 use tokio::task::JoinHandle;
 use uuid::Uuid;
 
+use super::adapters::{self, ChangeRegistry};
+use super::audit;
+use super::learning::{LaneTotal, Learning, NewRun, PoolCounts, RunRow, SampleUse, TrainingPool};
+use super::lease::{self, ReleaseLease, RenewLease, TakeLease};
 use super::open::{OpenError, open};
 use super::operations::{AddFeedback, DeleteCompletion, DeleteFeedback, Record};
-use super::rows::{MAX_ROWS, at_most};
+use super::pool;
+use super::preferences::{AddPreference, NewPreference, PreferenceAck};
+use super::registry::{AdapterRow, AuditCheck, AuditRow, Author, Change, LeaseRow, Outcomes, Registry, RouteRow};
+use super::rows::{MAX_ROWS, at_most, named};
+use super::runs::{self, FinishRun, RecordSamples, StartRun};
 use super::subject::{SUBJECT_KEY_BYTES, SubjectKey};
 use super::writer::{Limits, Queue, Writer};
 use super::{CompletionRow, FeedbackAck, FeedbackRow, NewFeedback, Store, StoreCounts, StoreError};
@@ -115,6 +124,11 @@ impl Store for SqliteStore {
         self.queue.write(DeleteFeedback(id)).await
     }
 
+    async fn add_preference(&self, preference: NewPreference) -> Result<PreferenceAck, StoreError> {
+        preference.validate()?;
+        self.queue.write(AddPreference(preference)).await
+    }
+
     async fn counts(&self) -> Result<StoreCounts, StoreError> {
         let row = sqlx::query::<Sqlite>(COUNTS).fetch_one(&self.readers).await?;
         Ok(StoreCounts {
@@ -140,5 +154,105 @@ impl Store for SqliteStore {
         {
             tracing::error!(%error, "the log's writer ended badly");
         }
+    }
+}
+
+#[async_trait]
+impl Learning for SqliteStore {
+    async fn training_pool(&self, limit: u32) -> Result<TrainingPool, StoreError> {
+        pool::training_pool(&self.readers, limit).await
+    }
+
+    async fn pool_counts(&self) -> Result<PoolCounts, StoreError> {
+        pool::pool_counts(&self.readers).await
+    }
+
+    async fn prompts_with_feedback(&self, limit: u32, seed: u64) -> Result<Vec<CompletionRow>, StoreError> {
+        pool::prompts(&self.readers, limit, seed).await
+    }
+
+    async fn start_run(&self, run: NewRun) -> Result<(), StoreError> {
+        run.validate()?;
+        self.queue.write(StartRun(run)).await
+    }
+
+    async fn record_samples(&self, run: Uuid, samples: Vec<SampleUse>) -> Result<u64, StoreError> {
+        let record = RecordSamples { run, samples };
+        record.validate()?;
+        self.queue.write(record).await
+    }
+
+    async fn finish_run(
+        &self,
+        run: Uuid,
+        status: &str,
+        metrics: serde_json::Value,
+        error: Option<String>,
+    ) -> Result<(), StoreError> {
+        let finish = FinishRun { run, status: status.to_owned(), metrics, error };
+        finish.validate()?;
+        self.queue.write(finish).await
+    }
+
+    async fn runs(&self, limit: u32, before: Option<Uuid>) -> Result<Vec<RunRow>, StoreError> {
+        runs::runs(&self.readers, limit, before).await
+    }
+
+    async fn run(&self, id: Uuid) -> Result<Option<RunRow>, StoreError> {
+        runs::run(&self.readers, id).await
+    }
+
+    async fn lane_totals(&self) -> Result<Vec<LaneTotal>, StoreError> {
+        runs::lane_totals(&self.readers).await
+    }
+}
+
+#[async_trait]
+impl Registry for SqliteStore {
+    async fn change_registry(&self, changes: Vec<Change>, author: Author) -> Result<(), StoreError> {
+        let change = ChangeRegistry { changes, author };
+        change.validate()?;
+        self.queue.write(change).await
+    }
+
+    async fn adapters(&self) -> Result<Vec<AdapterRow>, StoreError> {
+        adapters::adapters(&self.readers).await
+    }
+
+    async fn adapter(&self, id: &str) -> Result<Option<AdapterRow>, StoreError> {
+        adapters::adapter(&self.readers, id).await
+    }
+
+    async fn route(&self, channel: &str) -> Result<Option<RouteRow>, StoreError> {
+        adapters::route(&self.readers, channel).await
+    }
+
+    async fn adapter_outcomes(&self, id: &str, metric: &str, since_us: i64) -> Result<Outcomes, StoreError> {
+        adapters::outcomes(&self.readers, id, metric, since_us).await
+    }
+
+    async fn audit(&self, limit: u32) -> Result<Vec<AuditRow>, StoreError> {
+        audit::newest(&self.readers, limit).await
+    }
+
+    async fn verify_audit(&self) -> Result<AuditCheck, StoreError> {
+        audit::verify(&mut *self.readers.acquire().await?).await
+    }
+
+    async fn take_lease(&self, holder: &str, ttl: Duration) -> Result<Option<u64>, StoreError> {
+        named("holder", holder)?;
+        self.queue.write(TakeLease { holder: holder.to_owned(), ttl }).await
+    }
+
+    async fn renew_lease(&self, term: u64, ttl: Duration) -> Result<(), StoreError> {
+        self.queue.write(RenewLease { term, ttl }).await
+    }
+
+    async fn release_lease(&self, term: u64) -> Result<(), StoreError> {
+        self.queue.write(ReleaseLease(term)).await
+    }
+
+    async fn lease(&self) -> Result<Option<LeaseRow>, StoreError> {
+        lease::lease(&self.readers).await
     }
 }

@@ -56,7 +56,7 @@ async fn a_newer_schema_is_refused_and_left_alone() {
                   VALUES (99, 'future', 1, x'00', 0)";
     other.execute(future).await.unwrap();
     let error = SqliteStore::open(dir.path()).await.err().unwrap();
-    let is_newer = matches!(error, OpenError::Newer { found: 99, known: 1, .. });
+    let is_newer = matches!(error, OpenError::Newer { found: 99, known: 2, .. });
     assert!(is_newer, "{error}");
     let count = "SELECT count(*) FROM completion";
     let row = other.fetch_one(count).await.unwrap();

@@ -1,10 +1,17 @@
 //! The log as its users see it.
 
 mod files;
+mod leases;
+mod pool;
+mod preferences;
 mod queue;
 mod ratings;
+mod registry;
+mod runs;
+mod upgrade;
 
 use std::path::Path;
+use std::time::Duration;
 
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
 use sqlx::{Connection, Executor};
@@ -59,6 +66,54 @@ fn keyed(completion: Uuid, key: &str, body: u8) -> NewFeedback {
         body_sha256: vec![body; 32],
         ..rating(completion, Value::Bool(true))
     }
+}
+
+fn ranking(ranking: &[&[Uuid]]) -> NewPreference {
+    NewPreference {
+        ranking: ranking.iter().map(|ties| ties.to_vec()).collect(),
+        strength: None,
+        subject_hash: Some(vec![1; 32]),
+        idempotency_key: None,
+        body_sha256: vec![0; 32],
+    }
+}
+
+/// A store with `n` completions of one prompt, each of a group of its own.
+async fn open_with(n: usize) -> (TempDir, SqliteStore, Vec<Uuid>) {
+    let (dir, store) = open().await;
+    let rows: Vec<_> = (0..n).map(|_| completion()).collect();
+    let ids = rows.iter().map(|row| row.id).collect();
+    store.record(rows).await.unwrap();
+    (dir, store, ids)
+}
+
+const MINUTE: Duration = Duration::from_secs(60);
+
+/// A run that has started under a lease of its own.
+async fn start(store: &SqliteStore) -> Uuid {
+    let term = store.take_lease("trainer", MINUTE).await.unwrap().unwrap();
+    let run = new_run(term);
+    let id = run.id;
+    store.start_run(run).await.unwrap();
+    id
+}
+
+fn new_run(term: u64) -> NewRun {
+    NewRun {
+        id: Uuid::now_v7(),
+        term,
+        trigger: "samples".into(),
+        parent: "base@0".into(),
+        config: serde_json::json!({"lr": 1e-4}),
+    }
+}
+
+fn used(item: Uuid, kind: SampleKind) -> SampleUse {
+    SampleUse { item, kind, lane: "groups".into(), reward: Some(0.5), weight: 1.0, age_versions: 1, drop_reason: None }
+}
+
+fn dropped(item: Uuid, kind: SampleKind, reason: &str) -> SampleUse {
+    SampleUse { reward: None, weight: 0.0, drop_reason: Some(reason.into()), ..used(item, kind) }
 }
 
 async fn open() -> (TempDir, SqliteStore) {
