@@ -9,6 +9,7 @@ pub mod config;
 pub mod diffusion;
 pub mod engine;
 pub mod models;
+pub mod rl;
 pub mod starter;
 pub mod store;
 pub mod telemetry;

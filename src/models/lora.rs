@@ -177,12 +177,7 @@ pub fn module(layer: usize, target: Target) -> String {
     format!("model.transformer.blocks.{layer}.{}", target.module())
 }
 
-fn check(
-    config: &TransformerConfig,
-    layer: usize,
-    target: Target,
-    pair: &Pair,
-) -> std::result::Result<(), ModelError> {
+fn check(config: &TransformerConfig, layer: usize, target: Target, pair: &Pair) -> std::result::Result<(), ModelError> {
     let name = module(layer, target);
     if layer >= config.n_layers {
         return Err(ModelError::Weights(format!("{name}: the base has {} layers", config.n_layers)));

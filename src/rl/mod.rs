@@ -1,0 +1,3 @@
+//! Learning from what people say of the results.
+
+pub mod reward;
