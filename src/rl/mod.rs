@@ -18,13 +18,16 @@ pub mod advantage;
 pub mod elbo;
 pub mod estimator;
 pub mod gate;
+pub mod lanes;
 pub mod logprob;
 pub mod loss;
 pub mod masks;
 pub mod policy;
 pub mod preference;
 pub mod publish;
+pub mod reward;
 pub mod rollout;
+pub mod trainer;
 pub mod update;
 
 /// Why a step of learning could not be computed.

@@ -40,7 +40,9 @@ pub struct Order {
 }
 
 impl Order {
-    fn author(&self) -> Author {
+    /// The same for the store.
+    #[must_use]
+    pub fn author(&self) -> Author {
         Author { actor: self.actor.clone(), detail: json!({ "reason": self.reason }), term: self.term }
     }
 }

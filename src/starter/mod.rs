@@ -5,6 +5,7 @@
 pub mod eval;
 pub mod model;
 pub mod pretrain;
+pub mod reward;
 pub mod scenes;
 pub mod tokenizer;
 pub mod words;

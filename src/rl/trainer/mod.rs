@@ -1,0 +1,288 @@
+//! The background learner: waits for judgements, runs, and watches what it has put into service.
+//!
+//! One trainer learns from a log at a time: it holds the store's lease, and every change of the registry is refused
+//! once that is lost. Nothing here waits on a client, and no client waits for it.
+
+mod checkpoint;
+pub mod config;
+mod data;
+mod measure;
+mod run;
+pub mod status;
+mod watch;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use super::RlError;
+use super::advantage::Baselines;
+use super::lanes::Lane;
+use super::policy::Policy;
+use super::publish::Publisher;
+use super::reward::Rewards;
+use super::update::UpdateReport;
+use crate::adapters::VersionId;
+use crate::engine::Engine;
+use crate::store::Store;
+pub use config::{Promotion, TrainingConfig};
+use run::Run;
+use status::{LaneStatus, LastRun, Phase, RunProgress, TrainerStatus};
+
+/// How often the trainer looks for judgements.
+const POLL: Duration = Duration::from_millis(500);
+/// How long the lease lasts without renewal.
+const LEASE: Duration = Duration::from_secs(30);
+/// Weight of the past in the running means of singles.
+const BASELINE_DECAY: f64 = 0.98;
+
+/// What a trainer works with.
+pub struct Parts {
+    /// Completes prompts.
+    pub engine: Engine,
+    /// The log.
+    pub store: Arc<dyn Store>,
+    /// Puts versions into service.
+    pub publisher: Arc<Publisher>,
+    /// What completions are worth.
+    pub rewards: Rewards,
+    /// What must not get worse.
+    pub guards: Rewards,
+    /// The operator's decisions.
+    pub config: TrainingConfig,
+    /// Where checkpoints go.
+    pub data_dir: PathBuf,
+    /// Name of this process in the lease.
+    pub holder: String,
+}
+
+/// What the handle and the task both see.
+pub(super) struct Shared {
+    status: Mutex<TrainerStatus>,
+    wake: Notify,
+    wanted: AtomicBool,
+    paused: AtomicBool,
+    cancelled: AtomicBool,
+    baselines: tokio::sync::Mutex<Baselines>,
+    promoted: Mutex<Option<Instant>>,
+}
+
+impl Shared {
+    fn with<T>(&self, f: impl FnOnce(&mut TrainerStatus) -> T) -> T {
+        f(&mut self.status.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn phase(&self, state: Phase) {
+        self.with(|status| status.state = state);
+    }
+
+    fn wait(&self, state: Phase, reason: impl Into<String>) {
+        let reason = reason.into();
+        self.with(|status| (status.state, status.reason, status.run) = (state, reason, None));
+    }
+
+    fn progress(&self, done: usize, total: usize, last: &UpdateReport) {
+        tracing::debug!(done, total, kl = last.kl, loss = last.loss, "learned from a batch");
+        self.with(|status| status.run = Some(RunProgress { done, total, last: *last }));
+    }
+
+    fn lanes(&self, counts: &BTreeMap<Lane, (u64, BTreeMap<String, u64>)>) {
+        self.with(|status| {
+            for (lane, (used, dropped)) in counts {
+                let of = status.lanes.entry(lane.as_str().to_owned()).or_default();
+                of.used += used;
+                for (reason, n) in dropped {
+                    *of.dropped.entry(reason.clone()).or_default() += n;
+                }
+            }
+        });
+    }
+
+    fn promoted(&self) {
+        *self.promoted.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+    }
+}
+
+/// The door to the background learner. Cheap to clone.
+#[derive(Clone)]
+pub struct Trainer {
+    shared: Arc<Shared>,
+    publisher: Arc<Publisher>,
+}
+
+impl Trainer {
+    /// Starts the task; it ends with `stop`.
+    ///
+    /// # Errors
+    /// When the configuration has a value without a meaning.
+    pub fn start(parts: Parts, stop: CancellationToken) -> Result<(Self, tokio::task::JoinHandle<()>), RlError> {
+        parts.config.validate()?;
+        let lanes = Lane::ALL.map(|lane| (lane.as_str().to_owned(), LaneStatus::default())).into_iter().collect();
+        let shared = Arc::new(Shared {
+            status: Mutex::new(TrainerStatus { lanes, ..TrainerStatus::default() }),
+            wake: Notify::new(),
+            wanted: AtomicBool::new(false),
+            paused: AtomicBool::new(false),
+            cancelled: AtomicBool::new(false),
+            baselines: tokio::sync::Mutex::new(Baselines::new(BASELINE_DECAY)),
+            promoted: Mutex::new(None),
+        });
+        let trainer = Self { shared: Arc::clone(&shared), publisher: Arc::clone(&parts.publisher) };
+        let task = tokio::spawn(Task { parts, shared, kept: None, last: None }.work(stop));
+        Ok((trainer, task))
+    }
+
+    /// What it is doing, from what, with what result.
+    #[must_use]
+    pub fn status(&self) -> TrainerStatus {
+        self.shared.with(|status| status.clone())
+    }
+
+    /// Puts versions into service and takes them back.
+    #[must_use]
+    pub fn publisher(&self) -> &Arc<Publisher> {
+        &self.publisher
+    }
+
+    /// Starts a run as soon as possible, however few judgements there are.
+    pub fn trigger(&self) {
+        self.shared.wanted.store(true, Ordering::SeqCst);
+        self.shared.wake.notify_one();
+    }
+
+    /// Starts no more runs; the one in progress ends after its batch.
+    pub fn pause(&self) {
+        self.shared.paused.store(true, Ordering::SeqCst);
+        self.cancel();
+    }
+
+    /// Goes on.
+    pub fn resume(&self) {
+        self.shared.paused.store(false, Ordering::SeqCst);
+        self.shared.wake.notify_one();
+    }
+
+    /// Ends the run in progress; what it learned is forgotten.
+    pub fn cancel(&self) {
+        self.shared.cancelled.store(true, Ordering::SeqCst);
+        self.shared.wake.notify_one();
+    }
+}
+
+struct Task {
+    parts: Parts,
+    shared: Arc<Shared>,
+    /// The policy behind the version in service, with its optimiser's memory.
+    kept: Option<(VersionId, Policy)>,
+    /// When the last run started.
+    last: Option<Instant>,
+}
+
+impl Task {
+    async fn work(mut self, stop: CancellationToken) {
+        if !self.parts.config.enabled {
+            self.shared.wait(Phase::Idle, "training.enabled is false");
+            return;
+        }
+        let mut term = None;
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => break,
+                () = self.shared.wake.notified() => {}
+                () = tokio::time::sleep(POLL) => {}
+            }
+            if let Err(error) = self.turn(&mut term, &stop).await {
+                tracing::warn!(%error, "the trainer waits");
+                self.shared.wait(Phase::Idle, error.to_string());
+            }
+        }
+        if let Some(term) = term {
+            // The next trainer would only have to wait a little longer.
+            let _ = self.parts.store.release_lease(term).await;
+        }
+    }
+
+    /// Looks once, and runs if there is reason to.
+    async fn turn(&mut self, term: &mut Option<u64>, stop: &CancellationToken) -> Result<(), RlError> {
+        if self.shared.paused.load(Ordering::SeqCst) {
+            self.shared.wait(Phase::Paused, "paused; POST /training/resume goes on");
+            return Ok(());
+        }
+        *term = self.parts.store.take_lease(&self.parts.holder, LEASE).await?;
+        let Some(term) = *term else {
+            self.shared.wait(Phase::Idle, "another process holds the trainer's lease");
+            return Ok(());
+        };
+        watch::watch(&self.parts, &self.shared, term).await?;
+        let Some(trigger) = self.due().await? else { return Ok(()) };
+        self.shared.cancelled.store(false, Ordering::SeqCst);
+        self.last = Some(Instant::now());
+        let id = Uuid::now_v7();
+        let run = Run { parts: &self.parts, shared: &self.shared, id, term, trigger };
+        let outcome = tokio::select! {
+            outcome = run.go(&mut self.kept) => outcome,
+            error = self.hold(term) => Err(error),
+            () = stop.cancelled() => {
+                // The batch in progress ends; its checkpoint is what the next start goes on from.
+                self.shared.cancelled.store(true, Ordering::SeqCst);
+                return Ok(());
+            }
+        };
+        self.ended(id, outcome).await
+    }
+
+    /// Why a run should start now, if it should.
+    async fn due(&self) -> Result<Option<&'static str>, RlError> {
+        let (config, counts) = (&self.parts.config, self.parts.store.pool_counts().await?);
+        let waiting = counts.feedback + counts.preferences;
+        self.shared.with(|status| (status.waiting, status.subjects) = (waiting, counts.subjects));
+        if self.shared.wanted.swap(false, Ordering::SeqCst) {
+            return Ok(Some("manual"));
+        }
+        let wait = |reason: String| {
+            self.shared.wait(Phase::Collecting, reason);
+            Ok(None)
+        };
+        let least = Duration::from_secs(config.min_interval_s);
+        if let Some(left) = self.last.and_then(|last| least.checked_sub(last.elapsed())) {
+            return wait(format!("the next run may start in {} s", left.as_secs() + 1));
+        }
+        if waiting < config.min_samples {
+            return wait(format!("{} more judgements are needed", config.min_samples - waiting));
+        }
+        if counts.subjects < config.min_subjects {
+            return wait(format!("judgements of {} more subjects are needed", config.min_subjects - counts.subjects));
+        }
+        Ok(Some("samples"))
+    }
+
+    /// Keeps the lease; returns when it is lost.
+    async fn hold(&self, term: u64) -> RlError {
+        loop {
+            tokio::time::sleep(LEASE / 3).await;
+            if let Err(error) = self.parts.store.renew_lease(term, LEASE).await {
+                self.shared.cancelled.store(true, Ordering::SeqCst);
+                return error.into();
+            }
+        }
+    }
+
+    async fn ended(&self, id: Uuid, outcome: Result<run::Outcome, RlError>) -> Result<(), RlError> {
+        let (status, metrics, error) = match outcome {
+            Ok(outcome) => (outcome.status.to_owned(), outcome.metrics, None),
+            Err(error) => ("failed".to_owned(), serde_json::json!({}), Some(error.to_string())),
+        };
+        tracing::info!(run = %id, status, error, "a training run ended");
+        let last = LastRun { id, status: status.clone(), metrics: metrics.clone(), error: error.clone() };
+        self.shared.with(|s| s.last_run = Some(last));
+        self.shared.wait(Phase::Collecting, "a run has ended");
+        self.parts.store.finish_run(id, &status, metrics, error).await?;
+        Ok(())
+    }
+}
