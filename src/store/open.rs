@@ -25,6 +25,8 @@ const BUSY: Duration = Duration::from_secs(5);
 const ACQUIRE: Duration = Duration::from_secs(10);
 /// Connections that read.
 const READERS: u32 = 4;
+/// Rows that a reader's thread may be ahead of the task that takes them: each wait between the two costs a switch.
+const READ_AHEAD: usize = 256;
 /// The write-ahead log is cut to this after a checkpoint.
 const WAL_BYTES: &str = "67108864";
 
@@ -114,7 +116,7 @@ pub(super) async fn open(dir: &Path) -> Result<Opened, OpenError> {
     let readers = SqlitePoolOptions::new()
         .max_connections(READERS)
         .acquire_timeout(ACQUIRE)
-        .connect_with(options.read_only(true))
+        .connect_with(options.read_only(true).row_buffer_size(READ_AHEAD))
         .await
         .map_err(database)?;
     Ok(Opened { lock, writer, readers })
