@@ -180,7 +180,10 @@ impl<'a> Step<'a> {
             }
             filled += rows(i);
         }
-        parts.into_iter().map(|part| (part.clone(), Step::new(&self.samples[part.clone()], masks[part].to_vec()))).collect()
+        parts
+            .into_iter()
+            .map(|part| (part.clone(), Step::new(&self.samples[part.clone()], masks[part].to_vec())))
+            .collect()
     }
 
     /// The inputs to evaluate.

@@ -132,12 +132,24 @@ pub fn judge(
             interval: Some(change),
         });
     }
-    checks.push(Check { name: "kl".to_owned(), passed: kl <= config.max_kl, value: kl, limit: config.max_kl, interval: None });
+    checks.push(Check {
+        name: "kl".to_owned(),
+        passed: kl <= config.max_kl,
+        value: kl,
+        limit: config.max_kl,
+        interval: None,
+    });
     let (new, old) = trials.iter().fold((0, 0), |(new, old), trial| (new + trial.distinct.0, old + trial.distinct.1));
     if old > 0 {
         let share = new as f64 / old as f64;
         let passed = share >= config.min_diversity;
-        checks.push(Check { name: "diversity".to_owned(), passed, value: share, limit: config.min_diversity, interval: None });
+        checks.push(Check {
+            name: "diversity".to_owned(),
+            passed,
+            value: share,
+            limit: config.min_diversity,
+            interval: None,
+        });
     }
     Verdict { passed: checks.iter().all(|check| check.passed), checks }
 }
@@ -147,11 +159,7 @@ mod tests {
     use super::*;
 
     fn trials(n: usize, gain: impl Fn(usize) -> f64) -> Vec<Trial> {
-        let trial = |i| Trial {
-            reward: Some((0.5 + gain(i), 0.5)),
-            guards: vec![Some((1.0, 1.0))],
-            distinct: (2, 2),
-        };
+        let trial = |i| Trial { reward: Some((0.5 + gain(i), 0.5)), guards: vec![Some((1.0, 1.0))], distinct: (2, 2) };
         (0..n).map(trial).collect()
     }
 

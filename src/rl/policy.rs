@@ -71,7 +71,8 @@ impl Policy {
     pub fn from_lora(config: &TransformerConfig, from: &Lora, optim: OptimConfig) -> Result<Self, RlError> {
         let var = |tensor: &Tensor| Var::from_tensor(&tensor.to_dtype(DType::F32)?);
         let pairs = from.pairs().iter();
-        let factors = pairs.map(|(&at, pair)| Ok((at, (var(&pair.a)?, var(&pair.b)?)))).collect::<Result<_, RlError>>()?;
+        let factors =
+            pairs.map(|(&at, pair)| Ok((at, (var(&pair.a)?, var(&pair.b)?)))).collect::<Result<_, RlError>>()?;
         Self::new(config, from.scale(), factors, optim)
     }
 
@@ -144,7 +145,12 @@ impl Policy {
     #[must_use]
     pub fn state(&self) -> BTreeMap<String, Tensor> {
         let weights = self.optimizer.parameters().iter().map(|p| (p.name.clone(), p.var.as_tensor().clone()));
-        self.optimizer.state().into_iter().map(|(name, tensor)| (format!("optimizer.{name}"), tensor)).chain(weights).collect()
+        self.optimizer
+            .state()
+            .into_iter()
+            .map(|(name, tensor)| (format!("optimizer.{name}"), tensor))
+            .chain(weights)
+            .collect()
     }
 
     /// Goes on where [`state`](Self::state) was taken, after `steps` updates.

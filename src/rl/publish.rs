@@ -52,11 +52,7 @@ impl Publisher {
     ///
     /// # Errors
     /// When the store cannot be read. A routed version whose files are damaged is logged, and the base is served.
-    pub async fn open(
-        engine: Engine,
-        store: Arc<dyn Store>,
-        files: Arc<adapters::Registry>,
-    ) -> Result<Self, RlError> {
+    pub async fn open(engine: Engine, store: Arc<dyn Store>, files: Arc<adapters::Registry>) -> Result<Self, RlError> {
         let this = Self { engine, store, files, turn: Mutex::new(()) };
         let routes = this.stored_routes().await?;
         if let Err(error) = this.show(routes).await {
@@ -94,7 +90,13 @@ impl Publisher {
     ///
     /// # Errors
     /// When the store refuses it.
-    pub async fn add(&self, adapter: Arc<Adapter>, run: Option<Uuid>, gate: Value, order: &Order) -> Result<(), RlError> {
+    pub async fn add(
+        &self,
+        adapter: Arc<Adapter>,
+        run: Option<Uuid>,
+        gate: Value,
+        order: &Order,
+    ) -> Result<(), RlError> {
         let _turn = self.turn.lock().await;
         let manifest = adapter.manifest.as_ref();
         let manifest = manifest.ok_or_else(|| RlError::invalid("adapter", "base@0 is always there"))?;

@@ -102,14 +102,17 @@ struct Parts<'a> {
 /// # Errors
 /// When the model has no image side.
 pub fn sample_of(model: &Model, task: &Task, finished: &Finished) -> Result<Sample, RlError> {
-    sample(model, &Parts {
-        id: finished.id,
-        prompt_ids: &finished.prompt_ids,
-        tokens: &finished.tokens,
-        commit_steps: &finished.commit_steps,
-        stopped: finished.finish_reason == FinishReason::Stop,
-        task,
-    })
+    sample(
+        model,
+        &Parts {
+            id: finished.id,
+            prompt_ids: &finished.prompt_ids,
+            tokens: &finished.tokens,
+            commit_steps: &finished.commit_steps,
+            stopped: finished.finish_reason == FinishReason::Stop,
+            task,
+        },
+    )
 }
 
 /// A logged completion as a sample.
@@ -117,14 +120,17 @@ pub fn sample_of(model: &Model, task: &Task, finished: &Finished) -> Result<Samp
 /// # Errors
 /// When its settings are not those of this release, or the model has no image side.
 pub fn sample_of_row(model: &Model, asked: &Asked, row: &CompletionRow) -> Result<Sample, RlError> {
-    sample(model, &Parts {
-        id: row.id,
-        prompt_ids: &row.prompt_ids,
-        tokens: &row.tokens,
-        commit_steps: &row.commit_steps,
-        stopped: row.finish_reason == "stop",
-        task: &asked.task,
-    })
+    sample(
+        model,
+        &Parts {
+            id: row.id,
+            prompt_ids: &row.prompt_ids,
+            tokens: &row.tokens,
+            commit_steps: &row.commit_steps,
+            stopped: row.finish_reason == "stop",
+            task: &asked.task,
+        },
+    )
 }
 
 fn sample(model: &Model, parts: &Parts<'_>) -> Result<Sample, RlError> {
@@ -134,12 +140,21 @@ fn sample(model: &Model, parts: &Parts<'_>) -> Result<Sample, RlError> {
     match parts.task {
         Task::Image(_) => {
             let image = spec.image.as_ref();
-            let codes = image.ok_or_else(|| RlError::invalid("kind", "an image, and this model draws none"))?.codes.clone();
+            let codes =
+                image.ok_or_else(|| RlError::invalid("kind", "an image, and this model draws none"))?.codes.clone();
             let completion: Vec<u32> = parts.tokens.iter().map(|code| codes.start + code).collect();
             let steps = (0..completion.len()).map(|k| parts.commit_steps.get(k));
             let roles = steps.map(|step| given(Role::Scored, step)).collect();
             let (_, suffix) = model.layout.image_frame(&[]);
-            Ok(Sample { id, prefix: parts.prompt_ids.to_vec(), completion, suffix, vocab: codes, roles, guidance: None })
+            Ok(Sample {
+                id,
+                prefix: parts.prompt_ids.to_vec(),
+                completion,
+                suffix,
+                vocab: codes,
+                roles,
+                guidance: None,
+            })
         }
         Task::Text(params) => {
             let mut completion = parts.tokens.to_vec();
@@ -158,7 +173,15 @@ fn sample(model: &Model, parts: &Parts<'_>) -> Result<Sample, RlError> {
                 roles.resize(canvas, Role::Hidden);
             }
             let prefix = parts.prompt_ids.to_vec();
-            Ok(Sample { id, prefix, completion, suffix: Vec::new(), vocab: spec.text_ids.clone(), roles, guidance: None })
+            Ok(Sample {
+                id,
+                prefix,
+                completion,
+                suffix: Vec::new(),
+                vocab: spec.text_ids.clone(),
+                roles,
+                guidance: None,
+            })
         }
     }
 }

@@ -74,13 +74,19 @@ impl Checkpoint {
     }
 
     /// Where the run with this fingerprint stands; `None` when there is no checkpoint of it.
-    pub(super) fn load(&self, fingerprint: u64, policy: &mut Policy, device: &Device) -> Result<Option<Progress>, RlError> {
+    pub(super) fn load(
+        &self,
+        fingerprint: u64,
+        policy: &mut Policy,
+        device: &Device,
+    ) -> Result<Option<Progress>, RlError> {
         let Ok(text) = fs::read(self.dir.join("progress.json")) else { return Ok(None) };
         let Ok(progress) = serde_json::from_slice::<Progress>(&text) else { return Ok(None) };
         if progress.fingerprint != fingerprint {
             return Ok(None);
         }
-        let tensors = candle_core::safetensors::load(self.dir.join(format!("policy-{}.safetensors", progress.done)), device)?;
+        let tensors =
+            candle_core::safetensors::load(self.dir.join(format!("policy-{}.safetensors", progress.done)), device)?;
         policy.restore(progress.steps, |name| tensors.get(name).cloned())?;
         Ok(Some(progress))
     }

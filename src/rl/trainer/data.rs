@@ -119,7 +119,8 @@ impl Maker<'_> {
         let mut input = group_input(first.row.group, &first.row.prompt, first.row.kind);
         let mut members = Vec::with_capacity(cluster.len());
         for candidate in cluster {
-            let sample = Asked::of(&candidate.row).and_then(|asked| sample_of_row(self.engine.model(), &asked, &candidate.row));
+            let sample =
+                Asked::of(&candidate.row).and_then(|asked| sample_of_row(self.engine.model(), &asked, &candidate.row));
             let Ok(sample) = sample else {
                 data.leave_all(lane, &[candidate], "unreadable");
                 continue;
@@ -287,7 +288,9 @@ impl Data {
 
     fn note(&mut self, item: &Item, lane: Lane, reward: Option<f64>, behind: u32, reason: Option<&str>) {
         // A ranking names several completions; it is one item, and used if any of them is.
-        if let Some(known) = self.book.iter_mut().find(|known| known.item == item.id && item.kind == SampleKind::Preference) {
+        if let Some(known) =
+            self.book.iter_mut().find(|known| known.item == item.id && item.kind == SampleKind::Preference)
+        {
             if reason.is_none() {
                 known.drop_reason = None;
             }

@@ -83,14 +83,16 @@ impl Bench<'_> {
         let distinct = distinct.len();
         let mut input = group_input(uuid::Uuid::now_v7(), &row.prompt, row.kind);
         let model = self.engine.model();
-        input.samples = finished.iter().map(|one| fresh_input(model, &asked.task, one, version, &row.metadata)).collect();
+        input.samples =
+            finished.iter().map(|one| fresh_input(model, &asked.task, one, version, &row.metadata)).collect();
         Ok((input, distinct))
     }
 
     /// Mean score of what can score fresh completions; `None` when only people can.
     async fn rewards(&self, input: &GroupInput) -> Option<f64> {
         let scores = self.rewards.scores(vec![input.clone()]).await;
-        let parts = self.rewards.policy().parts.iter().zip(&scores).filter(|(part, _)| !part.user && part.gate.is_none());
+        let parts =
+            self.rewards.policy().parts.iter().zip(&scores).filter(|(part, _)| !part.user && part.gate.is_none());
         let (mut sum, mut weight) = (0.0, 0.0);
         for (part, groups) in parts {
             for score in groups.iter().flatten().filter_map(|score| score.as_ref().ok().copied().flatten()) {
@@ -103,8 +105,11 @@ impl Bench<'_> {
 
     async fn guard_scores(&self, input: &GroupInput) -> Vec<Option<f64>> {
         let mean = |groups: &Vec<Vec<_>>| {
-            let known: Vec<f64> =
-                groups.iter().flatten().filter_map(|s: &crate::rl::reward::Score| s.as_ref().ok().copied().flatten()).collect();
+            let known: Vec<f64> = groups
+                .iter()
+                .flatten()
+                .filter_map(|s: &crate::rl::reward::Score| s.as_ref().ok().copied().flatten())
+                .collect();
             (!known.is_empty()).then(|| known.iter().sum::<f64>() / known.len() as f64)
         };
         self.guards.scores(vec![input.clone()]).await.iter().map(mean).collect()

@@ -37,6 +37,8 @@ use status::{LaneStatus, LastRun, Phase, RunProgress, TrainerStatus};
 
 /// How often the trainer looks for judgements.
 const POLL: Duration = Duration::from_millis(500);
+/// How often the versions in service are looked at.
+const WATCH: Duration = Duration::from_secs(5);
 /// How long the lease lasts without renewal.
 const LEASE: Duration = Duration::from_secs(30);
 /// Weight of the past in the running means of singles.
@@ -134,7 +136,7 @@ impl Trainer {
             promoted: Mutex::new(None),
         });
         let trainer = Self { shared: Arc::clone(&shared), publisher: Arc::clone(&parts.publisher) };
-        let task = tokio::spawn(Task { parts, shared, kept: None, last: None }.work(stop));
+        let task = tokio::spawn(Task { parts, shared, kept: None, last: None, watched: None }.work(stop));
         Ok((trainer, task))
     }
 
@@ -182,6 +184,8 @@ struct Task {
     kept: Option<(VersionId, Policy)>,
     /// When the last run started.
     last: Option<Instant>,
+    /// When the versions in service were last looked at.
+    watched: Option<Instant>,
 }
 
 impl Task {
@@ -219,7 +223,10 @@ impl Task {
             self.shared.wait(Phase::Idle, "another process holds the trainer's lease");
             return Ok(());
         };
-        watch::watch(&self.parts, &self.shared, term).await?;
+        if self.watched.is_none_or(|last| last.elapsed() >= WATCH) {
+            self.watched = Some(Instant::now());
+            watch::watch(&self.parts, &self.shared, term).await?;
+        }
         let Some(trigger) = self.due().await? else { return Ok(()) };
         self.shared.cancelled.store(false, Ordering::SeqCst);
         self.last = Some(Instant::now());
@@ -227,7 +234,7 @@ impl Task {
         let run = Run { parts: &self.parts, shared: &self.shared, id, term, trigger };
         let outcome = tokio::select! {
             outcome = run.go(&mut self.kept) => outcome,
-            error = self.hold(term) => Err(error),
+            error = hold(&self.parts.store, &self.shared, term) => Err(error),
             () = stop.cancelled() => {
                 // The batch in progress ends; its checkpoint is what the next start goes on from.
                 self.shared.cancelled.store(true, Ordering::SeqCst);
@@ -262,17 +269,6 @@ impl Task {
         Ok(Some("samples"))
     }
 
-    /// Keeps the lease; returns when it is lost.
-    async fn hold(&self, term: u64) -> RlError {
-        loop {
-            tokio::time::sleep(LEASE / 3).await;
-            if let Err(error) = self.parts.store.renew_lease(term, LEASE).await {
-                self.shared.cancelled.store(true, Ordering::SeqCst);
-                return error.into();
-            }
-        }
-    }
-
     async fn ended(&self, id: Uuid, outcome: Result<run::Outcome, RlError>) -> Result<(), RlError> {
         let (status, metrics, error) = match outcome {
             Ok(outcome) => (outcome.status.to_owned(), outcome.metrics, None),
@@ -284,5 +280,16 @@ impl Task {
         self.shared.wait(Phase::Collecting, "a run has ended");
         self.parts.store.finish_run(id, &status, metrics, error).await?;
         Ok(())
+    }
+}
+
+/// Keeps the lease; returns when it is lost.
+async fn hold(store: &Arc<dyn Store>, shared: &Shared, term: u64) -> RlError {
+    loop {
+        tokio::time::sleep(LEASE / 3).await;
+        if let Err(error) = store.renew_lease(term, LEASE).await {
+            shared.cancelled.store(true, Ordering::SeqCst);
+            return error.into();
+        }
     }
 }

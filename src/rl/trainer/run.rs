@@ -65,9 +65,8 @@ impl Run<'_> {
             })
             .await?;
         let data = self.data(&current).await?;
-        self.shared.lanes(&data.lanes);
-        self.book(&data).await?;
         if data.used() < 2 {
+            self.book(&data).await?;
             return Ok(self.outcome("nothing_to_learn", &data, &[], None));
         }
         self.shared.phase(Phase::Training);
@@ -82,6 +81,8 @@ impl Run<'_> {
             return Ok(self.outcome(if made == 0 { "nothing_to_learn" } else { "cancelled" }, &data, &reports, None));
         }
         let candidate = self.candidate(&policy, &current, &data, &reports).await?;
+        // Only now: what a run that fails or is cut off had taken is there for the next one.
+        self.book(&data).await?;
         self.shared.phase(Phase::Gating);
         let verdict = self.gate(&candidate, &current, parent.as_ref(), &policy.snapshot()?, &data).await?;
         let status = self.decide(&candidate, &verdict).await?;
@@ -172,7 +173,8 @@ impl Run<'_> {
                 if report.interrupted {
                     break;
                 }
-                checkpoint.save(&Progress { fingerprint, done, steps: policy.steps(), reports: reports.clone() }, &policy)?;
+                checkpoint
+                    .save(&Progress { fingerprint, done, steps: policy.steps(), reports: reports.clone() }, &policy)?;
                 if collapsed(&reports, &config) {
                     break;
                 }
@@ -195,11 +197,14 @@ impl Run<'_> {
             algorithm: "maskgrpo".to_owned(),
             hyperparameters: serde_json::to_value(&parts.config).unwrap_or_default(),
             data: record(data),
-            rewards: json!(parts.rewards.policy().parts.iter().map(|p| (&p.name, p.weight)).collect::<BTreeMap<_, _>>()),
+            rewards: json!(
+                parts.rewards.policy().parts.iter().map(|p| (&p.name, p.weight)).collect::<BTreeMap<_, _>>()
+            ),
             gate: json!({ "updates": reports }),
             created_us: jiff::Timestamp::now().as_microsecond(),
         };
-        let (files, name, lora) = (Arc::clone(parts.publisher.files()), parts.config.adapter.clone(), policy.snapshot()?);
+        let (files, name, lora) =
+            (Arc::clone(parts.publisher.files()), parts.config.adapter.clone(), policy.snapshot()?);
         let adapter = Arc::new(blocking(move || files.commit(&name, &lora, provenance)).await??);
         let id = adapter.id.clone();
         parts.publisher.add(adapter, Some(self.id), json!({}), &self.order("a run ended")).await?;
@@ -260,6 +265,7 @@ impl Run<'_> {
         for part in data.book.chunks(crate::store::MAX_SAMPLES) {
             self.parts.store.record_samples(self.id, part.to_vec()).await?;
         }
+        self.shared.lanes(&data.lanes);
         Ok(())
     }
 

@@ -27,7 +27,8 @@ pub(super) async fn watch(parts: &Parts, shared: &Arc<Shared>, term: u64) -> Res
         None => return Ok(()),
     };
     let Some(before) = before else { return Ok(()) };
-    let outcomes = |id: VersionId| async move { parts.store.adapter_outcomes(&id.to_string(), &config.trial_metric, 0).await };
+    let outcomes =
+        |id: VersionId| async move { parts.store.adapter_outcomes(&id.to_string(), &config.trial_metric, 0).await };
     let (new, old) = (outcomes(trial.clone()).await?, outcomes(before).await?);
     if new.ratings < config.trial_ratings || old.ratings < config.trial_ratings {
         return Ok(());
