@@ -16,7 +16,7 @@ mod config;
 mod json;
 mod tensors;
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 
 use config::Settings;
 
