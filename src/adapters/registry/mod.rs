@@ -7,7 +7,7 @@
 //! ```
 //!
 //! A version appears whole or not at all: it is written beside its place, made durable, and moved there in one step
-//! ([`commit`]). There is no state but the disk, and a lock file orders writers, so that the command line may import
+//! (`commit`). There is no state but the disk, and a lock file orders writers, so that the command line may import
 //! while a server runs. Numbers count up per name and are never used twice, not even after a removal.
 
 use std::fs::{self, File};
