@@ -9,6 +9,7 @@ mod golden;
 mod kill;
 mod layering;
 mod metrics;
+mod peft;
 mod properties;
 mod readme;
 mod server;

@@ -2,7 +2,7 @@
 //!
 //! `adapter_model.safetensors` holds `base_model.model.<module>.lora_A.weight` `(r, in)` and `.lora_B.weight`
 //! `(out, r)`, `adapter_config.json` how they are applied (PEFT's `LoraConfig`). Everything that changes results is
-//! honoured or refused by name ([`config`]); tensors must be exactly those of modules of the base ([`tensors`]).
+//! honoured or refused by name (`config`); tensors must be exactly those of modules of the base (`tensors`).
 //! Nothing but safetensors is read: the older pickled files can run code.
 
 use std::fs::File;
@@ -16,7 +16,7 @@ mod config;
 mod json;
 mod tensors;
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 
 use config::Settings;
 

@@ -7,7 +7,7 @@
 //! ```
 //!
 //! A version appears whole or not at all: it is written beside its place, made durable, and moved there in one step
-//! ([`commit`]). There is no state but the disk, and a lock file orders writers, so that the command line may import
+//! (`commit`). There is no state but the disk, and a lock file orders writers, so that the command line may import
 //! while a server runs. Numbers count up per name and are never used twice, not even after a removal.
 
 use std::fs::{self, File};
@@ -286,8 +286,7 @@ impl Registry {
     fn clear(&self) -> Result<(), AdapterError> {
         for folder in self.folders()? {
             if folder.starts_with(TEMPORARY) {
-                empty(&self.root.join(&folder))?;
-                fs::remove_dir(self.root.join(&folder)).map_err(|e| io("clear an unfinished adapter", e))?;
+                remove(&self.root.join(&folder)).map_err(|e| io("clear an unfinished adapter", e))?;
             } else if folder.starts_with(REMOVED) {
                 empty(&self.root.join(&folder))?;
             }
@@ -297,7 +296,14 @@ impl Registry {
 
     /// Excludes other writers, of other processes too, until the file is dropped.
     fn lock(&self) -> Result<File, AdapterError> {
-        let file = File::options().create(true).truncate(false).write(true).open(self.root.join(LOCK));
+        let path = self.root.join(LOCK);
+        if path.symlink_metadata().is_ok_and(|kind| !kind.is_file()) {
+            return Err(AdapterError::Damaged {
+                folder: LOCK.to_owned(),
+                reason: "is no plain file; remove it".to_owned(),
+            });
+        }
+        let file = File::options().create(true).truncate(false).write(true).open(path);
         let file = file.map_err(|e| io("open the adapters' lock", e))?;
         file.lock().map_err(|e| io("lock the adapters", e))?;
         Ok(file)
@@ -321,15 +327,22 @@ fn parse_folder(folder: &str) -> Option<(VersionId, &str)> {
     (!id.is_base()).then_some((id, hash))
 }
 
-/// Removes the files in a folder of ours; there are no folders in it.
+/// Removes what is in a folder; of a link, nothing.
 fn empty(folder: &Path) -> Result<(), AdapterError> {
-    let remove = || {
-        for entry in fs::read_dir(folder)? {
-            fs::remove_file(entry?.path())?;
+    let empty = || {
+        if folder.symlink_metadata()?.is_dir() {
+            for entry in fs::read_dir(folder)? {
+                remove(&entry?.path())?;
+            }
         }
         Ok(())
     };
-    remove().map_err(|e| io("clear an adapter's folder", e))
+    empty().map_err(|e| io("clear an adapter's folder", e))
+}
+
+/// Removes a file, a folder with what is in it, or a link and not what it points to.
+fn remove(path: &Path) -> io::Result<()> {
+    if path.symlink_metadata()?.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) }
 }
 
 fn record(bytes: &[u8]) -> FileRecord {
