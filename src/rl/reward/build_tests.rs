@@ -103,7 +103,10 @@ fn mistakes_are_refused_with_their_place() {
     let url = "url = \"https://judge/\"\n";
     for (toml, told) in [
         (hook("kind = \"magic\""), "magic"),
-        (hook("kind = \"feedback\"\nmetric = \"stars\""), "[metrics.stars]"),
+        (
+            format!("[reward]\nallow_user_only_reward = true\n{}", hook("kind = \"feedback\"\nmetric = \"stars\"")),
+            "[metrics.stars]",
+        ),
         (http("url = \"http://judge/\""), "must be https"),
         (http("url = \"judge\""), "https://"),
         (http("url = \"https://a:b@judge/\""), "secret_env"),

@@ -80,8 +80,8 @@ fn one() -> f64 {
 impl Metric {
     fn validate(&self, at: &str) -> Result<(), ConfigError> {
         range(at, self.range)?;
-        let numbers = self.choices.values().copied().chain([self.true_value, self.false_value]);
-        if !numbers.fold(true, |all, number| all && number.is_finite()) {
+        let mut numbers = self.choices.values().copied().chain([self.true_value, self.false_value]);
+        if !numbers.all(f64::is_finite) {
             return refuse(at, "every value must be finite");
         }
         if (self.kind == MetricType::Choice) == self.choices.is_empty() {

@@ -35,9 +35,12 @@ enum Act {
     Raw(&'static [u8]),
 }
 
+/// Head, in lower case, and body of a request.
+type Seen = (String, Vec<u8>);
+
 struct Server {
     address: SocketAddr,
-    seen: Arc<Mutex<Vec<(String, Vec<u8>)>>>,
+    seen: Arc<Mutex<Vec<Seen>>>,
     _task: AbortOnDropHandle<()>,
 }
 
@@ -59,13 +62,13 @@ impl Server {
         Self { address, seen, _task: AbortOnDropHandle::new(task) }
     }
 
-    fn requests(&self) -> Vec<(String, Vec<u8>)> {
+    fn requests(&self) -> Vec<Seen> {
         self.seen.lock().unwrap().clone()
     }
 }
 
 /// Errors are the client's leaving.
-async fn play(mut stream: TcpStream, act: Act, log: &Mutex<Vec<(String, Vec<u8>)>>) -> std::io::Result<()> {
+async fn play(mut stream: TcpStream, act: Act, log: &Mutex<Vec<Seen>>) -> std::io::Result<()> {
     if matches!(act, Act::Deaf) {
         return std::future::pending().await;
     }

@@ -34,7 +34,7 @@ fn boxed_answers_agree_with_the_official_rewards() {
         assert_eq!(right(&boxed, text, answer), case["correctness"] == 2.0, "{text} against {answer}");
         compared += 1;
     }
-    assert_eq!(compared, 18);
+    assert_eq!(compared, 19);
     assert!(right(&boxed, "\\boxed{ 8 }", "8"), "white space is no mistake");
     assert!(!right(&boxed, "12", "12"), "nothing is boxed");
 }
