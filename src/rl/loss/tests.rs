@@ -181,6 +181,8 @@ fn p16_the_hand_computed_example() {
 #[test]
 fn gradients_are_those_of_differences() {
     for config in every_config().into_iter().filter(|c| c.clip != Clip::Unconditional && c.kl != Kl::K1) {
+        // A range none of whose ends is hit exactly: there the derivative jumps.
+        let config = LossConfig { eps_low: 0.23, eps_high: 0.27, ..config };
         let at = |k: usize, by: f64| {
             let mut new = NEW;
             new[k] += by;
