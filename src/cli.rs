@@ -15,6 +15,7 @@ pub mod eval;
 pub mod generate;
 pub mod health;
 pub mod host;
+pub mod learning;
 pub mod openapi;
 pub mod pretrain;
 pub mod serve;

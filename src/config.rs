@@ -16,6 +16,11 @@ use figment::providers::{Format, Serialized, Toml};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use crate::rl::lanes::PREFERENCE;
+use crate::rl::reward::combine::OnMissing;
+use crate::rl::reward::config::{Hook, HookKind, Metric, MetricType, Optimize, Reward};
+use crate::rl::trainer::TrainingConfig;
+
 /// Why a configuration was refused.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
@@ -35,6 +40,9 @@ pub enum ConfigError {
     /// The file, or a variable, does not parse or has an unknown key.
     #[error("configuration: {0}")]
     Parse(#[from] Box<figment::Error>),
+    /// A value of learning is wrong.
+    #[error("{0}")]
+    Learning(String),
     /// A configuration could not be written as text.
     #[error("configuration cannot be written: {0}")]
     Render(String),
@@ -201,8 +209,9 @@ pub struct Telemetry {
     pub log: Option<String>,
 }
 
-/// All of it.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Args, Serialize, Deserialize)]
+/// All of it. What people may say, what it is worth and how it is learned from has no flags: it is written down in the
+/// file.
+#[derive(Debug, Clone, PartialEq, Args, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
     /// Where to listen.
@@ -220,6 +229,68 @@ pub struct Config {
     /// Log lines.
     #[command(flatten)]
     pub telemetry: Telemetry,
+    /// What people may say of a completion.
+    #[arg(skip)]
+    pub metrics: BTreeMap<String, Metric>,
+    /// What completions are worth.
+    #[arg(skip)]
+    pub reward: Reward,
+    /// Hooks whose scores a candidate must not lower; no part of the reward.
+    #[arg(skip)]
+    pub guard: Vec<Hook>,
+    /// How it learns.
+    #[arg(skip)]
+    pub training: TrainingConfig,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        let metric = |kind, range| Metric {
+            kind,
+            optimize: Optimize::Max,
+            range,
+            true_value: 1.0,
+            false_value: 0.0,
+            choices: BTreeMap::new(),
+        };
+        let thumbs = metric(MetricType::Bool, None);
+        let preference = metric(MetricType::Number, Some([0.0, 1.0]));
+        Self {
+            server: Server::default(),
+            engine: Engine::default(),
+            limits: Limits::default(),
+            store: Store::default(),
+            telemetry: Telemetry::default(),
+            metrics: BTreeMap::from([("thumbs".to_owned(), thumbs), (PREFERENCE.to_owned(), preference)]),
+            // People alone never decide: the built-in model's own verifier has half the weight.
+            reward: Reward {
+                hook: vec![
+                    hook("thumbs", HookKind::Feedback, "metric"),
+                    hook(PREFERENCE, HookKind::Feedback, "metric"),
+                    hook("scene_soft", HookKind::Builtin, "builtin"),
+                ],
+                ..Reward::default()
+            },
+            guard: vec![hook("scene_strict", HookKind::Builtin, "builtin")],
+            training: TrainingConfig::default(),
+        }
+    }
+}
+
+/// A hook named like what it asks; what it cannot score is left to the others.
+fn hook(name: &str, kind: HookKind, option: &str) -> Hook {
+    Hook {
+        name: name.to_owned(),
+        kind,
+        weight: 1.0,
+        range: None,
+        required: false,
+        on_missing: OnMissing::Neutral,
+        gate: false,
+        gate_fail_reward: -1.0,
+        gate_min: 0.5,
+        options: BTreeMap::from([(option.to_owned(), name.into())]),
+    }
 }
 
 /// Kubernetes sets `NAME_PORT=tcp://address:port` in every pod beside a service called `name`.
@@ -343,6 +414,9 @@ impl Config {
         within("limits.max_steps", limits.max_steps as u64, 1, 1 << 16)?;
         within("limits.max_tokens", limits.max_tokens as u64, 1, 1 << 20)?;
         within("limits.max_deadline_ms", limits.max_deadline_ms, 1, 86_400_000)?;
+        if let Err(error) = self.training.validate() {
+            return Err(ConfigError::Learning(error.to_string()));
+        }
         if engine.model.is_empty() {
             return Err(bounds("engine.model", "\"\"", "name a model: `starter`, or a folder"));
         }

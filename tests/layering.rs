@@ -30,7 +30,7 @@ const LAYERS: &[Layer] = &[
         never: &["candle_core", "candle_nn", "sqlx", "tokenizers"],
     },
     Layer { name: "starter", may: &["diffusion", "models", "text", "rl"], never: &["axum", "sqlx", "tokio"] },
-    Layer { name: "config", may: &[], never: &["axum", "sqlx", "candle_core", "candle_nn", "tokio"] },
+    Layer { name: "config", may: &["rl"], never: &["axum", "sqlx", "candle_core", "candle_nn", "tokio"] },
     Layer { name: "telemetry", may: &["config"], never: &["axum", "sqlx", "candle_core", "candle_nn"] },
 ];
 

@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 use super::defaults::Defaults;
 use super::limits::ApiLimits;
 use crate::engine::Engine;
+use crate::rl::trainer::Trainer;
 use crate::store::{Store, SubjectKey};
 
 /// The state of every route.
@@ -19,6 +20,8 @@ pub type App = Arc<AppState>;
 pub struct AppState {
     /// Where requests go.
     pub engine: Engine,
+    /// Learns from them; `None` when the model takes no adapters.
+    pub trainer: Option<Trainer>,
     /// Where completions and ratings are kept.
     pub store: Arc<dyn Store>,
     /// What a request may ask for.
@@ -44,6 +47,7 @@ impl AppState {
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
         Self {
             engine,
+            trainer: None,
             store,
             limits: ApiLimits::default(),
             defaults: Defaults::default(),

@@ -17,6 +17,8 @@ pub struct Host {
     pub engine: Engine,
     /// What it runs.
     pub model: Model,
+    /// Where the model's tensors are.
+    pub device_handle: Device,
     /// The device in words.
     pub device: String,
     /// CPU threads it computes with.
@@ -50,7 +52,8 @@ pub fn start(config: &config::Engine) -> anyhow::Result<Host> {
     tracing::info!(model = config.model, device = describe(&device), threads, loaded_ms, "model loaded");
     let limits = Limits { max_queue: config.max_queue, max_rows: config.max_rows, max_running: config.max_running };
     let engine = Engine::start(model.clone(), limits)?;
-    Ok(Host { engine, model, device: describe(&device), threads })
+    let words = describe(&device);
+    Ok(Host { engine, model, device_handle: device, device: words, threads })
 }
 
 /// Loads the model alone, for commands that run it without an engine.

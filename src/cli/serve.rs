@@ -15,7 +15,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::host::Host;
-use super::{ConfigFile, host, term};
+use super::{ConfigFile, host, learning, term};
 use crate::api::limits::ApiLimits;
 use crate::api::{self, AppState, Shutdown};
 use crate::config::{self, Config, Limits};
@@ -88,6 +88,7 @@ pub struct Server {
     store: Arc<SqliteStore>,
     stop: CancellationToken,
     task: JoinHandle<io::Result<()>>,
+    learner: Option<JoinHandle<()>>,
 }
 
 impl Server {
@@ -109,12 +110,15 @@ impl Server {
         state.limits = api_limits(&config.limits);
         state.device = host.device.clone();
         state.shutdown = Shutdown { drain: Duration::from_secs(config.server.shutdown_timeout), ..Shutdown::default() };
+        let stop = CancellationToken::new();
+        let learner = learning::start(config, &host, store.clone(), stop.child_token()).await?;
+        let (trainer, learner) = learner.unzip();
+        state.trainer = trainer;
         store.ping().await.context("the log does not answer")?;
         ensure!(host.engine.status().healthy, "the engine is not well");
-        let stop = CancellationToken::new();
         let task = tokio::spawn(api::serve(listener, Arc::new(state), stop.clone().cancelled_owned()));
         tracing::info!(%address, model = host.engine.spec().name, startup_ms = begun.elapsed().as_millis(), "ready");
-        Ok(Self { address, host, store, stop, task })
+        Ok(Self { address, host, store, stop, task, learner })
     }
 
     /// Its address as a URL that this machine can use.
@@ -134,6 +138,9 @@ impl Server {
     pub async fn stop(self) -> anyhow::Result<()> {
         self.stop.cancel();
         let ended = self.task.await.map_err(io::Error::other).flatten();
+        if let Some(learner) = self.learner {
+            learner.await.context("the learner ended badly")?;
+        }
         self.store.close().await;
         tracing::info!("stopped");
         ended.context("the HTTP server failed")
