@@ -9,11 +9,16 @@ fn segment(range: std::ops::Range<usize>, advantage: f64) -> Segment {
     Segment { range, advantage, weight: 1.0, dropped: false }
 }
 
-/// Log-probabilities of one policy at the masked positions of inner step j, row by row.
+/// Numbers at the masked positions, row by row: as f32, which they are, since some lie on the edge of the clip.
 fn at_masked(case: &Value, name: &str, mask: &[Vec<bool>]) -> Vec<f64> {
     let rows = cases(&case[name]).iter().zip(mask);
     let of = |(row, mask): (&Value, &Vec<bool>)| {
-        numbers(row).into_iter().zip(mask.clone()).filter(|(_, masked)| *masked).map(|(x, _)| x).collect::<Vec<_>>()
+        numbers(row)
+            .into_iter()
+            .zip(mask.clone())
+            .filter(|(_, masked)| *masked)
+            .map(|(x, _)| f64::from(x as f32))
+            .collect::<Vec<_>>()
     };
     rows.flat_map(of).collect()
 }
