@@ -8,6 +8,7 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use super::defaults::Defaults;
+use super::error::ApiError;
 use super::limits::ApiLimits;
 use crate::adapters;
 use crate::engine::Engine;
@@ -70,6 +71,10 @@ impl AppState {
             adapter_bytes: adapters::Limits::default().file_bytes,
             adapter_transfers: Arc::new(Semaphore::new(ADAPTER_TRANSFERS)),
         }
+    }
+    /// The learner and its adapters.
+    pub(super) fn trainer(&self) -> Result<&Trainer, ApiError> {
+        self.trainer.as_ref().ok_or(ApiError::Off("this model takes no adapters, so there is nothing to learn with"))
     }
 }
 
