@@ -16,6 +16,7 @@ use super::generate::common::Timing;
 use super::generate::picture::{self, PictureFormat};
 use super::generate::run;
 use super::state::App;
+use super::time::timestamp;
 use crate::store::{self, CompletionRow, FeedbackRow, Kind};
 
 /// A stored completion.
@@ -204,11 +205,6 @@ impl From<FeedbackRow> for FeedbackRecord {
     fn from(row: FeedbackRow) -> Self {
         Self { id: row.id, metric: row.metric, value: row.value, created_at: timestamp(row.created_us) }
     }
-}
-
-/// RFC 3339.
-fn timestamp(microseconds: i64) -> String {
-    jiff::Timestamp::from_microsecond(microseconds).unwrap_or_default().to_string()
 }
 
 #[cfg(test)]

@@ -10,13 +10,18 @@ use serde::Serialize;
 use serde_json::Value;
 use utoipa::ToSchema;
 
+use crate::adapters::AdapterError;
+use crate::adapters::peft::{CONFIG_FILE, MODEL_FILE};
 use crate::engine::EngineError;
+use crate::rl::RlError;
 use crate::store::StoreError;
 
 /// Seconds after which a client should try a draining server's address again.
 const RETRY_DRAINING_S: u64 = 5;
 /// Seconds after which a client should try a busy log again.
 const RETRY_STORE_S: u64 = 1;
+/// Seconds after which a client should try again when too many do the same.
+const RETRY_BUSY_S: u64 = 5;
 
 /// Everything a route can fail with.
 #[derive(Debug, thiserror::Error)]
@@ -46,9 +51,14 @@ pub enum ApiError {
     /// The body did not arrive in time.
     #[error("the body did not arrive within {0} s")]
     Slow(u64),
-    /// The body is not declared as JSON.
-    #[error("content-type must be application/json, not {0}")]
-    MediaType(String),
+    /// The body is declared as something that the route does not read.
+    #[error("content-type must be {expected}, not {sent}")]
+    MediaType {
+        /// What the route reads.
+        expected: &'static str,
+        /// What was declared.
+        sent: String,
+    },
     /// What the path or a field names does not exist.
     #[error("{what} {name} does not exist")]
     NotFound {
@@ -73,6 +83,15 @@ pub enum ApiError {
     /// From the log.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// From the learner and its adapters.
+    #[error(transparent)]
+    Learning(#[from] RlError),
+    /// This server has nothing that could do it.
+    #[error("{0}")]
+    Off(&'static str),
+    /// Too many do the same at this time.
+    #[error("{0}")]
+    Busy(&'static str),
     /// A bug or a broken machine; the cause is for the operator.
     #[error("{0}")]
     Internal(String),
@@ -107,13 +126,13 @@ impl ApiError {
         }))
     }
 
-    /// A path parameter or an id in a body that names nothing.
+    /// An id in a body that names nothing.
     #[must_use]
-    pub fn unknown_completion(id: impl ToString) -> Self {
+    pub fn unknown_completion(field: &'static str, id: impl ToString) -> Self {
         Self::NotFound {
             what: "completion",
             name: id.to_string(),
-            field: Some("completion_id"),
+            field: Some(field),
             hint: "it was deleted, or made with \"store\": false; use an id from a generate reply",
         }
     }
@@ -160,9 +179,9 @@ impl ApiError {
             },
             Self::Slow(_) => Problem::new(StatusCode::REQUEST_TIMEOUT, "body_timeout", "Body too slow", self)
                 .hint("send the body at once; --body-timeout-s sets the time"),
-            Self::MediaType(_) => {
+            Self::MediaType { expected, .. } => {
                 Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "media_type", "Unsupported media type", self)
-                    .hint("send the header content-type: application/json")
+                    .hint(format!("send the header content-type: {expected}"))
             }
             Self::NotFound { field, hint, .. } => Problem {
                 field: field.map(str::to_owned),
@@ -174,6 +193,13 @@ impl ApiError {
             }
             Self::Engine(error) => engine_problem(error),
             Self::Store(error) => store_problem(error),
+            Self::Learning(error) => learning_problem(error),
+            Self::Off(_) => Problem::new(StatusCode::CONFLICT, "learning_off", "Learning is off", self)
+                .hint("serve a model that takes adapters; GET /info shows what is on"),
+            Self::Busy(_) => Problem {
+                retry_after_s: Some(RETRY_BUSY_S),
+                ..Problem::new(StatusCode::SERVICE_UNAVAILABLE, "busy", "Busy", self).hint("retry later")
+            },
             Self::Internal(_) => internal(),
         }
     }
@@ -206,10 +232,10 @@ fn store_problem(error: &StoreError) -> Problem {
             field: Some((*field).to_owned()),
             ..Problem::new(StatusCode::BAD_REQUEST, "invalid_request", "Invalid request", error)
         },
-        StoreError::UnknownCompletion(id) => ApiError::unknown_completion(id).problem(),
+        StoreError::UnknownCompletion(id) => ApiError::unknown_completion("completion_id", id).problem(),
         StoreError::IdempotencyMismatch => {
             Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "idempotency_mismatch", "Idempotency key reused", error)
-                .hint("use a new Idempotency-Key for a new rating")
+                .hint("use a new Idempotency-Key for a new request")
         }
         StoreError::DifferentPrompts(..) => {
             Problem::new(StatusCode::CONFLICT, "different_prompts", "Different prompts", error)
@@ -225,6 +251,50 @@ fn store_problem(error: &StoreError) -> Problem {
             ..Problem::new(StatusCode::SERVICE_UNAVAILABLE, "log_full", "Log busy", error).hint("retry later")
         },
         StoreError::Database(_) => internal(),
+    }
+}
+
+fn learning_problem(error: &RlError) -> Problem {
+    match error {
+        RlError::Refused(_) => Problem::new(StatusCode::CONFLICT, "refused", "Not possible now", error),
+        RlError::Invalid { field, message } => Problem {
+            field: Some((*field).to_owned()),
+            ..Problem::new(StatusCode::BAD_REQUEST, "invalid_request", "Invalid request", message)
+        },
+        RlError::Adapter(error) => adapter_problem(error),
+        RlError::Store(error) => store_problem(error),
+        RlError::Engine(error) => engine_problem(error),
+        RlError::Model(_) | RlError::Tensor(_) => internal(),
+    }
+}
+
+fn adapter_problem(error: &AdapterError) -> Problem {
+    match error {
+        AdapterError::Version { .. } | AdapterError::NotFound(_) => {
+            Problem::new(StatusCode::NOT_FOUND, "not_found", "Not found", error)
+                .hint("GET /adapters lists the versions")
+        }
+        AdapterError::Lifecycle(_) => Problem::new(StatusCode::CONFLICT, "lifecycle", "Not in this status", error)
+            .hint("GET /adapters/{id} shows the status"),
+        AdapterError::Damaged { .. } => Problem::new(StatusCode::CONFLICT, "damaged", "Adapter damaged", error)
+            .hint("import it again; it then gets a new version"),
+        AdapterError::TooLarge { actual, limit, .. } => Problem {
+            limit: Some((*limit).into()),
+            actual: Some((*actual).into()),
+            ..Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "adapter_too_large", "Adapter too large", error)
+        },
+        AdapterError::Malformed { file, .. } => refused_adapter(file, error),
+        AdapterError::WrongBase { file, .. } => refused_adapter(file, error),
+        AdapterError::Unsupported { .. } => refused_adapter(CONFIG_FILE, error),
+        AdapterError::Tensor { .. } => refused_adapter(MODEL_FILE, error),
+        AdapterError::Io { .. } | AdapterError::Model(_) => internal(),
+    }
+}
+
+fn refused_adapter(field: &str, error: &AdapterError) -> Problem {
+    Problem {
+        field: Some(field.to_owned()),
+        ..Problem::new(StatusCode::BAD_REQUEST, "adapter_refused", "Adapter refused", error)
     }
 }
 
@@ -311,6 +381,7 @@ impl IntoResponse for ApiError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::adapters::VersionId;
     use uuid::Uuid;
 
     #[test]
@@ -333,6 +404,29 @@ mod tests {
         assert_eq!(retry(StoreError::LeaseLost { term: 3 }.into()), (503, Some(RETRY_STORE_S)));
         assert_eq!(retry(StoreError::Full { limit: 9 }.into()), (503, Some(RETRY_STORE_S)));
         assert_eq!(retry(StoreError::Database("x".into()).into()), (500, None));
+        assert_eq!(retry(ApiError::Off("x")), (409, None));
+        assert_eq!(retry(ApiError::Busy("x")), (503, Some(RETRY_BUSY_S)));
+    }
+
+    #[test]
+    fn every_error_of_learning_has_its_status() {
+        let status = |error: RlError| ApiError::from(error).problem().status;
+        let adapter = |error: AdapterError| status(error.into());
+        assert_eq!(status(RlError::Refused("x".into())), 409);
+        assert_eq!(status(RlError::Invalid { field: "beta", message: "x".into() }), 400);
+        assert_eq!(status(StoreError::LeaseLost { term: 1 }.into()), 503);
+        assert_eq!(status(EngineError::Draining.into()), 503);
+        assert_eq!(status(crate::models::ModelError::Input("secret".into()).into()), 500);
+        assert_eq!(adapter("nope".parse::<VersionId>().unwrap_err()), 404);
+        assert_eq!(adapter(AdapterError::NotFound(VersionId::base())), 404);
+        assert_eq!(adapter(AdapterError::Lifecycle("x".into())), 409);
+        assert_eq!(adapter(AdapterError::Damaged { folder: "x".into(), reason: "x".into() }), 409);
+        let too_large = AdapterError::TooLarge { file: MODEL_FILE, what: "rank".into(), actual: 9, limit: 8 };
+        assert_eq!(adapter(too_large), 413);
+        assert_eq!(adapter(AdapterError::Malformed { file: MODEL_FILE, reason: "x".into() }), 400);
+        let io = AdapterError::Io { what: "open /secret".into(), source: std::io::Error::other("x") };
+        let problem = ApiError::from(RlError::from(io)).problem();
+        assert_eq!((problem.status, problem.detail.contains("secret")), (500, false));
     }
 
     #[test]

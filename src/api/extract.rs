@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use axum::body::{Body, Bytes};
+use axum::body::{Body, Bytes, HttpBody as _};
 use axum::extract::{FromRequest, FromRequestParts, Request};
 use axum::http::header::{CONTENT_LENGTH, CONTENT_TYPE};
 use axum::http::request::Parts;
@@ -12,6 +12,11 @@ use tokio_stream::StreamExt as _;
 
 use super::error::ApiError;
 use super::state::App;
+use crate::adapters::{AdapterError, VersionId};
+use crate::rl::RlError;
+
+/// The media type of almost every body.
+const JSON: &str = "application/json";
 
 /// A JSON body of type `T`, with the bytes it came from (for idempotency).
 pub(crate) struct Json<T> {
@@ -28,12 +33,26 @@ impl<T: DeserializeOwned> FromRequest<App> for Json<T> {
         let (parts, body) = request.into_parts();
         is_json(&parts.headers)?;
         let limit = app.limits.max_body_bytes;
-        announced(&parts.headers, limit)?;
+        if let Some(actual) = announced(&parts.headers).filter(|actual| *actual > limit as u64) {
+            return Err(ApiError::TooLarge { limit, actual: Some(actual) });
+        }
         let seconds = app.limits.body_timeout_s;
         let bytes = tokio::time::timeout(Duration::from_secs(seconds), collect(body, limit))
             .await
             .map_err(|_| ApiError::Slow(seconds))??;
         Ok(Self { value: parse(&bytes)?, bytes })
+    }
+}
+
+/// A JSON body, or the default of `T` when there is none.
+pub(crate) struct OptionalJson<T>(pub T);
+
+impl<T: DeserializeOwned + Default> FromRequest<App> for OptionalJson<T> {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, app: &App) -> Result<Self, ApiError> {
+        let none = !request.headers().contains_key(CONTENT_TYPE) && request.body().is_end_stream();
+        if none { Ok(Self(T::default())) } else { Json::from_request(request, app).await.map(|body| Self(body.value)) }
     }
 }
 
@@ -45,6 +64,18 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequestParts<S> for Query<T> {
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, ApiError> {
         query(&parts.uri).map(Self)
+    }
+}
+
+/// A version of an adapter in the path, as `name@version`.
+pub(crate) struct Version(pub VersionId);
+
+impl FromRequestParts<App> for Version {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &App) -> Result<Self, ApiError> {
+        let Path(id) = Path::<String>::from_request_parts(parts, state).await?;
+        id.parse().map(Self).map_err(|error: AdapterError| RlError::from(error).into())
     }
 }
 
@@ -69,16 +100,15 @@ impl<S: Send + Sync, T: DeserializeOwned + Send> FromRequestParts<S> for Path<T>
 fn is_json(headers: &HeaderMap) -> Result<(), ApiError> {
     let sent = headers.get(CONTENT_TYPE).map_or("none", |value| value.to_str().unwrap_or("unreadable"));
     let essence = sent.split(';').next().unwrap_or_default().trim();
-    if essence.eq_ignore_ascii_case("application/json") { Ok(()) } else { Err(ApiError::MediaType(essence.to_owned())) }
+    if essence.eq_ignore_ascii_case(JSON) {
+        return Ok(());
+    }
+    Err(ApiError::MediaType { expected: JSON, sent: essence.to_owned() })
 }
 
-/// Refuses by the announced length, before a byte is read.
-fn announced(headers: &HeaderMap, limit: usize) -> Result<(), ApiError> {
-    let length = headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
-    match length {
-        Some(actual) if actual > limit as u64 => Err(ApiError::TooLarge { limit, actual: Some(actual) }),
-        _ => Ok(()),
-    }
+/// The announced length: a body can be refused before a byte of it is read.
+pub(super) fn announced(headers: &HeaderMap) -> Option<u64> {
+    headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok())
 }
 
 async fn collect(body: Body, limit: usize) -> Result<Bytes, ApiError> {

@@ -1,12 +1,9 @@
 //! `POST /feedback`: what people say of a completion. A 201 means that it is on stable storage.
 
-use axum::Json as JsonReply;
-use axum::body::Bytes;
 use axum::extract::State;
-use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
-use axum::response::{IntoResponse as _, Response};
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::Response;
 use serde::{Deserialize, Serialize};
-use sha2::{Digest as _, Sha256};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
@@ -14,15 +11,11 @@ use super::error::{ApiError, Problem};
 use super::extract::{Json, Path};
 use super::generate::check::{self, FIXED};
 use super::generate::common::user;
+use super::idempotency::{self, Identity};
 use super::limits::fixed;
 use super::metrics;
 use super::state::App;
 use crate::store::{NewFeedback, SubjectKey, Value};
-
-/// The header with the client's key.
-const IDEMPOTENCY_KEY: &str = "idempotency-key";
-/// The header that marks a repeated answer.
-const REPLAYED: HeaderName = HeaderName::from_static("idempotency-replayed");
 
 /// A rating.
 #[derive(Debug, Deserialize, ToSchema)]
@@ -80,18 +73,14 @@ pub(super) async fn add_feedback(
     headers: HeaderMap,
     Json { value, bytes }: Json<FeedbackRequest>,
 ) -> Result<Response, ApiError> {
-    let feedback = value.check(idempotency_key(&headers)?, &bytes, &app.subjects)?;
+    let feedback = value.check(Identity::of(&headers, &bytes)?, &app.subjects)?;
     let (completion_id, rating) = (feedback.completion, feedback.value.clone());
     let ack = app.store.add_feedback(feedback).await?;
     if !ack.replayed {
         metrics::rated(&rating);
     }
     let reply = FeedbackReply { feedback_id: ack.id, completion_id, adapter: ack.adapter };
-    let mut response = (StatusCode::CREATED, JsonReply(reply)).into_response();
-    if ack.replayed {
-        response.headers_mut().insert(REPLAYED, HeaderValue::from_static("true"));
-    }
-    Ok(response)
+    Ok(idempotency::created(reply, ack.replayed))
 }
 
 /// Takes a rating back.
@@ -109,10 +98,8 @@ pub(super) async fn delete_feedback(State(app): State<App>, Path(id): Path<Uuid>
 
 impl FeedbackRequest {
     /// Checks every field; pure.
-    fn check(self, key: Option<String>, body: &Bytes, subjects: &SubjectKey) -> Result<NewFeedback, ApiError> {
-        check::chars("completion_id", &self.completion_id, 64, "ids are UUIDs, as in the replies")?;
-        let completion = self.completion_id.parse();
-        let completion = completion.map_err(|_| ApiError::unknown_completion(&self.completion_id))?;
+    fn check(self, identity: Identity, subjects: &SubjectKey) -> Result<NewFeedback, ApiError> {
+        let completion = completion_id("completion_id", &self.completion_id)?;
         metric(&self.metric)?;
         user(self.user.as_deref())?;
         Ok(NewFeedback {
@@ -120,8 +107,8 @@ impl FeedbackRequest {
             metric: self.metric,
             value: self.value.check()?,
             subject_hash: self.user.as_deref().map(|user| subjects.hash_subject(user)),
-            idempotency_key: key,
-            body_sha256: Sha256::digest(body).to_vec(),
+            idempotency_key: identity.key,
+            body_sha256: identity.body_sha256,
         })
     }
 }
@@ -140,7 +127,8 @@ impl FeedbackValue {
     }
 }
 
-fn metric(name: &str) -> Result<(), ApiError> {
+/// Checks the name of a metric.
+pub(super) fn metric(name: &str) -> Result<(), ApiError> {
     check::chars("metric", name, fixed::METRIC_CHARS, FIXED)?;
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"_-.".contains(&byte);
     if name.starts_with(|first: char| first.is_ascii_alphabetic()) && name.bytes().all(plain) {
@@ -150,22 +138,10 @@ fn metric(name: &str) -> Result<(), ApiError> {
     Err(ApiError::invalid("metric", "is not a metric's name", hint))
 }
 
-fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, ApiError> {
-    let Some(key) = headers.get(IDEMPOTENCY_KEY) else {
-        return Ok(None);
-    };
-    let max = fixed::IDEMPOTENCY_KEY_BYTES;
-    let key = key.to_str().map_err(|_| {
-        ApiError::invalid(IDEMPOTENCY_KEY, "is not printable ASCII", "send a random string such as a UUID")
-    })?;
-    match key.len() {
-        0 => Err(ApiError::invalid(IDEMPOTENCY_KEY, "is empty", "leave it out instead")),
-        actual if actual > max => {
-            let message = format!("has {actual} bytes, at most {max} are allowed");
-            Err(check::beyond(IDEMPOTENCY_KEY, message, max, actual, FIXED))
-        }
-        _ => Ok(Some(key.to_owned())),
-    }
+/// The id of a completion in a body; what is no UUID names none.
+pub(super) fn completion_id(field: &'static str, id: &str) -> Result<Uuid, ApiError> {
+    check::chars(field, id, 64, "ids are UUIDs, as in the replies")?;
+    id.parse().map_err(|_| ApiError::unknown_completion(field, id))
 }
 
 #[cfg(test)]
@@ -175,7 +151,7 @@ mod tests {
 
     fn checked(body: serde_json::Value) -> Result<NewFeedback, ApiError> {
         let request: FeedbackRequest = serde_json::from_value(body).unwrap();
-        request.check(None, &Bytes::from_static(b"body"), &SubjectKey::new([1; 32]))
+        request.check(Identity { key: None, body_sha256: vec![] }, &SubjectKey::new([1; 32]))
     }
 
     fn with(field: &str, value: serde_json::Value) -> Result<NewFeedback, ApiError> {
@@ -216,16 +192,5 @@ mod tests {
     fn the_rater_is_hashed() {
         let subject = with("user", json!("ann")).unwrap().subject_hash.unwrap();
         assert_eq!(subject, SubjectKey::new([1; 32]).hash_subject("ann"));
-    }
-
-    #[test]
-    fn idempotency_keys_are_bounded() {
-        let key = |value: &str| {
-            idempotency_key(&HeaderMap::from_iter([(HeaderName::from_static(IDEMPOTENCY_KEY), value.parse().unwrap())]))
-        };
-        assert_eq!(key(&"k".repeat(255)).unwrap().unwrap().len(), 255);
-        assert_eq!(key(&"k".repeat(256)).unwrap_err().problem().limit, Some(255.into()));
-        assert!(key("").is_err() && key("ä").is_err());
-        assert_eq!(idempotency_key(&HeaderMap::new()).unwrap(), None);
     }
 }

@@ -13,6 +13,7 @@ use super::generate::template;
 use super::limits::ApiLimits;
 use super::state::App;
 use crate::engine::Status;
+use crate::rl::trainer::Promotion;
 use crate::store::StoreCounts;
 
 /// The process is alive.
@@ -40,6 +41,8 @@ pub(super) struct Info {
     model: ModelInfo,
     /// Adapter that new requests are pinned to, `name@version`.
     adapter: String,
+    /// Whether the server learns from feedback.
+    learning: LearningInfo,
     /// In words.
     device: String,
     /// What a request may ask for.
@@ -86,6 +89,18 @@ pub(super) struct ImageInfo {
     grid: (usize, usize),
     /// Number of codes.
     codebook: u32,
+}
+
+/// Whether the server learns.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct LearningInfo {
+    /// It learns from feedback; GET /training says more.
+    on: bool,
+    /// When a version that passed its gate is served: `approve` (when a person says so) or `auto`; null when off.
+    #[schema(value_type = Option<String>, example = "approve")]
+    promotion: Option<Promotion>,
+    /// Adapters can be imported and served.
+    adapters: bool,
 }
 
 /// Counts of the log.
@@ -177,6 +192,11 @@ impl Info {
                     .map(|image| ImageInfo { grid: image.grid, codebook: image.codes.end - image.codes.start }),
             },
             adapter: app.engine.serving().routes().active().to_string(),
+            learning: LearningInfo {
+                on: app.learning.is_some(),
+                promotion: app.learning,
+                adapters: app.trainer.is_some(),
+            },
             device: app.device.clone(),
             limits: app.limits.clone(),
             defaults: app.defaults.clone(),

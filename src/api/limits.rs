@@ -76,4 +76,18 @@ pub mod fixed {
     pub const FEEDBACK_CHARS: usize = 4000;
     /// Bytes of an `Idempotency-Key`.
     pub const IDEMPOTENCY_KEY_BYTES: usize = 255;
+    /// Characters of the reason for a decision about an adapter.
+    pub const REASON_CHARS: usize = 500;
+    /// Bytes of the settings of an imported adapter.
+    pub const ADAPTER_CONFIG_BYTES: u64 = 1 << 20;
+    /// Bytes of an imported adapter's name.
+    pub const ADAPTER_NAME_BYTES: u64 = 64;
+    /// Bytes of a multipart body beside the contents of its fields.
+    pub const MULTIPART_BYTES: u64 = 16 << 10;
+    /// Seconds within which an imported adapter must have arrived, however steadily it comes.
+    pub const ADAPTER_SECONDS: u64 = 1800;
+    /// Lines of the audit trail in one answer.
+    pub const AUDIT_ROWS: u32 = 1000;
+    /// Training runs in one answer.
+    pub const RUNS: u32 = 100;
 }

@@ -10,7 +10,7 @@ use axum::response::Response;
 use metrics::{counter, histogram};
 
 use crate::store::Value;
-use crate::telemetry::metrics::{DISCONNECTS, FEEDBACK, REQUEST_DURATION, REQUESTS};
+use crate::telemetry::metrics::{DISCONNECTS, FEEDBACK, PREFERENCES, REQUEST_DURATION, REQUESTS};
 
 /// Counts and times every request.
 pub(super) async fn track(matched: Option<MatchedPath>, request: Request, next: Next) -> Response {
@@ -31,6 +31,11 @@ pub(super) fn rated(value: &Value) {
         Value::Text(_) => "text",
     };
     counter!(FEEDBACK, "kind" => kind).increment(1);
+}
+
+/// Counts a stored preference.
+pub(super) fn preferred() {
+    counter!(PREFERENCES).increment(1);
 }
 
 /// Counts a client that left.

@@ -16,6 +16,7 @@ use utoipa::OpenApi as _;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
+mod adapters;
 mod completions;
 pub mod defaults;
 pub mod error;
@@ -23,13 +24,17 @@ mod extract;
 mod feedback;
 mod generate;
 mod health;
+mod idempotency;
 pub mod limits;
 mod metrics;
 mod middleware;
 pub mod openapi;
+mod preferences;
 mod serve;
 mod sse;
 mod state;
+mod time;
+mod training;
 mod ui;
 
 pub use serve::serve;
@@ -46,6 +51,21 @@ fn routes() -> OpenApiRouter<App> {
         .routes(routes!(completions::get_completion_image))
         .routes(routes!(feedback::add_feedback))
         .routes(routes!(feedback::delete_feedback))
+        .routes(routes!(preferences::add_preference))
+        .routes(routes!(adapters::list_adapters, adapters::files::import_adapter))
+        .routes(routes!(adapters::get_audit))
+        .routes(routes!(adapters::decide::roll_back))
+        .routes(routes!(adapters::get_adapter))
+        .routes(routes!(adapters::files::get_archive))
+        .routes(routes!(adapters::decide::approve))
+        .routes(routes!(adapters::decide::reject))
+        .routes(routes!(training::get_training))
+        .routes(routes!(training::trigger))
+        .routes(routes!(training::pause))
+        .routes(routes!(training::resume))
+        .routes(routes!(training::cancel))
+        .routes(routes!(training::list_runs))
+        .routes(routes!(training::get_run))
         .routes(routes!(health::get_health))
         .routes(routes!(health::get_ready))
         .routes(routes!(health::get_info))

@@ -30,6 +30,8 @@ const POLICY: &str = "default-src 'self'; img-src 'self' data:; style-src 'self'
         (name = "generate", description = "Text and images, plain or streamed."),
         (name = "completions", description = "What was generated."),
         (name = "feedback", description = "What people say of it."),
+        (name = "adapters", description = "Versions of what was learned, and which are served."),
+        (name = "training", description = "What is being learned, from what, with what result."),
         (name = "operations", description = "Health, limits, metrics.")
     )
 )]

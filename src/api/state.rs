@@ -8,10 +8,15 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use super::defaults::Defaults;
+use super::error::ApiError;
 use super::limits::ApiLimits;
+use crate::adapters;
 use crate::engine::Engine;
-use crate::rl::trainer::Trainer;
+use crate::rl::trainer::{Promotion, Trainer};
 use crate::store::{Store, SubjectKey};
+
+/// Adapters on their way in or out.
+const ADAPTER_TRANSFERS: usize = 2;
 
 /// The state of every route.
 pub type App = Arc<AppState>;
@@ -22,6 +27,8 @@ pub struct AppState {
     pub engine: Engine,
     /// Learns from them; `None` when the model takes no adapters.
     pub trainer: Option<Trainer>,
+    /// How what was learned gets into service; `None` when nothing is learned.
+    pub learning: Option<Promotion>,
     /// Where completions and ratings are kept.
     pub store: Arc<dyn Store>,
     /// What a request may ask for.
@@ -38,6 +45,10 @@ pub struct AppState {
     pub shutdown: Shutdown,
     /// Pictures that are drawn and encoded at the same time.
     pub renders: Arc<Semaphore>,
+    /// Bytes of an imported adapter's tensors.
+    pub adapter_bytes: u64,
+    /// Adapters that are on their way in or out at the same time: each is in memory.
+    pub adapter_transfers: Arc<Semaphore>,
 }
 
 impl AppState {
@@ -48,6 +59,7 @@ impl AppState {
         Self {
             engine,
             trainer: None,
+            learning: None,
             store,
             limits: ApiLimits::default(),
             defaults: Defaults::default(),
@@ -56,7 +68,13 @@ impl AppState {
             subjects,
             shutdown: Shutdown::default(),
             renders: Arc::new(Semaphore::new(threads)),
+            adapter_bytes: adapters::Limits::default().file_bytes,
+            adapter_transfers: Arc::new(Semaphore::new(ADAPTER_TRANSFERS)),
         }
+    }
+    /// The learner and its adapters.
+    pub(super) fn trainer(&self) -> Result<&Trainer, ApiError> {
+        self.trainer.as_ref().ok_or(ApiError::Off("this model takes no adapters, so there is nothing to learn with"))
     }
 }
 

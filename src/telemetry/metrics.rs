@@ -56,6 +56,14 @@ metrics! {
     REQUEST_DURATION = "lacuna_request_duration_seconds", Kind::Histogram(REQUEST_SECONDS), Seconds, ["route"];
     /// Ratings stored, by kind of value.
     FEEDBACK = "lacuna_feedback_total", Kind::Counter, Count, ["kind"];
+    /// Choices and rankings stored.
+    PREFERENCES = "lacuna_preferences_total", Kind::Counter, Count, [];
+    /// Training runs ended, by how they ended.
+    TRAINING_RUNS = "lacuna_training_runs_total", Kind::Counter, Count, ["status"];
+    /// Samples of training runs, by lane and fate: `used`, or why they were dropped.
+    TRAINING_SAMPLES = "lacuna_training_samples_total", Kind::Counter, Count, ["lane", "fate"];
+    /// Changes of which adapter versions are served.
+    ADAPTER_SWAPS = "lacuna_adapter_swaps_total", Kind::Counter, Count, [];
     /// Generate requests whose client left before the end.
     DISCONNECTS = "lacuna_client_disconnects_total", Kind::Counter, Count, [];
     /// Canvases waiting for their first step.

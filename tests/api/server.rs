@@ -1,5 +1,6 @@
 //! A server on a free port, its client, and readers of what it answers.
 
+use std::path::Path;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -7,6 +8,7 @@ use eventsource_stream::Eventsource as _;
 use futures_util::StreamExt as _;
 use lacuna::api::{self, App, AppState};
 use lacuna::engine::{Engine, Limits};
+use lacuna::models::Model;
 use lacuna::store::SqliteStore;
 use metrics_exporter_prometheus::PrometheusHandle;
 use reqwest::{Client, Method, RequestBuilder, Response};
@@ -42,15 +44,25 @@ impl Server {
     }
 
     pub(super) async fn with_queue(max_queue: usize, change: impl FnOnce(&mut AppState)) -> Self {
-        let data = tempfile::tempdir().unwrap();
         let backbone = Hash::new();
         let gauge = Arc::clone(&backbone.gauge);
+        Self::of(fake::model(backbone), gauge, max_queue, async |state, _| change(state)).await
+    }
+
+    /// A server of this model with an empty log; `change` also gets the folder of its data.
+    pub(super) async fn of(
+        model: Model,
+        gauge: Arc<Gauge>,
+        max_queue: usize,
+        change: impl AsyncFnOnce(&mut AppState, &Path),
+    ) -> Self {
+        let data = tempfile::tempdir().unwrap();
         let limits = Limits { max_queue, max_rows: 4096, max_running: 16 };
-        let engine = Engine::start(fake::model(backbone), limits).unwrap();
+        let engine = Engine::start(model, limits).unwrap();
         let store = SqliteStore::open(data.path()).await.unwrap();
         let subjects = store.subject_key().clone();
         let mut state = AppState::new(engine, Arc::new(store), metrics(), subjects);
-        change(&mut state);
+        change(&mut state, data.path()).await;
         let app = Arc::new(state);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();

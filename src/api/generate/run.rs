@@ -15,6 +15,9 @@ use crate::engine::job::Task;
 use crate::engine::{EngineError, Event, Finished, Ticket};
 use crate::store::{CompletionRow, Kind};
 
+/// The header with the version of the adapter that a reply was made with, as in its body.
+const ADAPTER_VERSION: HeaderName = HeaderName::from_static("x-adapter-version");
+
 /// Answers a checked request: as events, as a picture file, or as one JSON object.
 pub(super) async fn respond(app: App, plan: Plan, bytes: Option<PictureFormat>) -> Result<Response, ApiError> {
     let n = plan.request.n;
@@ -24,11 +27,16 @@ pub(super) async fn respond(app: App, plan: Plan, bytes: Option<PictureFormat>) 
         return Err(ApiError::invalid("n", format!("is {n}, but a picture file holds one image"), hint));
     }
     let run = Run::start(app, plan)?;
-    match (mode, bytes) {
-        (Some(mode), _) => Ok(stream::respond(run, mode)),
-        (None, Some(format)) => run.picture(format).await,
-        (None, None) => Ok(Json(run.reply().await?).into_response()),
+    let adapter = HeaderValue::from_str(&run.adapter);
+    let mut response = match (mode, bytes) {
+        (Some(mode), _) => stream::respond(run, mode),
+        (None, Some(format)) => run.picture(format).await?,
+        (None, None) => Json(run.reply().await?).into_response(),
+    };
+    if let Ok(adapter) = adapter {
+        response.headers_mut().insert(ADAPTER_VERSION, adapter);
     }
+    Ok(response)
 }
 
 /// A submitted request.
