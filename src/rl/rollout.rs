@@ -31,11 +31,19 @@ impl Asked {
     /// # Errors
     /// When the row's settings are not those of this release, or its prompt was not kept.
     pub fn of(row: &CompletionRow) -> Result<Self, RlError> {
-        let settings = |e: serde_json::Error| RlError::invalid("params", format!("not readable here: {e}"));
+        let mut params = row.params.clone();
+        if let Some(params) = params.as_object_mut() {
+            // The log keeps given codes as what they became: tokens that no step committed.
+            let codes = row.tokens.iter().zip(&row.commit_steps);
+            let given: Vec<Option<u32>> = codes.map(|(&code, &step)| (step < 0).then_some(code)).collect();
+            let given = if given.iter().any(Option::is_some) { given } else { Vec::new() };
+            params.insert("initial_codes".to_owned(), given.into());
+        }
         let task = match row.kind {
-            Kind::Text => Task::Text(serde_json::from_value::<TextParams>(row.params.clone()).map_err(settings)?),
-            Kind::Image => Task::Image(serde_json::from_value::<ImageParams>(row.params.clone()).map_err(settings)?),
+            Kind::Text => serde_json::from_value::<TextParams>(params).map(Task::Text),
+            Kind::Image => serde_json::from_value::<ImageParams>(params).map(Task::Image),
         };
+        let task = task.map_err(|e| RlError::invalid("params", format!("not readable here: {e}")))?;
         let prompt = match (row.kind, &row.prompt) {
             // The whole prefix is in the log, whatever it was made from.
             (Kind::Text, _) if !row.prompt_ids.is_empty() => Prompt::Ids(row.prompt_ids.clone()),
@@ -183,5 +191,91 @@ fn sample(model: &Model, parts: &Parts<'_>) -> Result<Sample, RlError> {
                 guidance: None,
             })
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::diffusion::params::{ImageSampler, Schedule, TextSampler};
+    use crate::starter;
+
+    fn row(kind: Kind, tokens: Vec<u32>, commit_steps: Vec<i32>, params: serde_json::Value) -> CompletionRow {
+        CompletionRow {
+            id: Uuid::from_u128(7),
+            group: Uuid::from_u128(8),
+            index: 0,
+            kind,
+            model: "starter".to_owned(),
+            base_sha256: "ab".to_owned(),
+            adapter: "base@0".to_owned(),
+            prompt: Some("a red circle".to_owned()),
+            prompt_ids: vec![1, 2, 3],
+            tokens,
+            commit_steps,
+            logprobs: Vec::new(),
+            text: String::new(),
+            grid: None,
+            params,
+            seed: 1,
+            finish_reason: "stop".to_owned(),
+            steps: 4,
+            positions_evaluated: 0,
+            queue_ms: 0.0,
+            denoise_ms: 0.0,
+            subject_hash: None,
+            metadata: json!({}),
+            created_us: 0,
+        }
+    }
+
+    /// As the API writes them.
+    fn image_params() -> serde_json::Value {
+        json!({"fidelity": "exact", "grid": [8, 8], "guidance_scale": 0.5, "n": 8, "negative_prompt": "a cross",
+            "preview_every": 0, "sampler": {"kind": "emerge"}, "schedule": "cosine", "steps": 16, "temperature": 1.0,
+            "token_temperature": null})
+    }
+
+    fn text_params(stop: &[&str]) -> serde_json::Value {
+        json!({"max_tokens": 8, "steps": 4, "block_length": 4, "temperature": 0.0, "top_p": 1.0, "top_k": 0,
+            "sampler": {"kind": "low_confidence"}, "guidance_scale": 0.0, "stop_at_eos": true, "stop": stop, "n": 1})
+    }
+
+    #[test]
+    fn a_logged_image_can_be_asked_again_and_learned_from() {
+        let model = starter::model::load(&candle_core::Device::Cpu).unwrap();
+        let codes = model.backbone.spec().image.as_ref().unwrap().codes.clone();
+        let mut steps = vec![3; 64];
+        steps[5] = -1;
+        let row = row(Kind::Image, (0..64).collect(), steps, image_params());
+        let asked = Asked::of(&row).unwrap();
+        let Task::Image(params) = &asked.task else { panic!("an image") };
+        assert_eq!((params.steps, params.sampler, params.schedule), (16, ImageSampler::Emerge, Schedule::Cosine));
+        assert_eq!(params.initial_codes.iter().flatten().collect::<Vec<_>>(), [&5]);
+        assert_eq!(asked.negative, Some(Prompt::Text("a cross".to_owned())));
+        let sample = sample_of_row(&model, &asked, &row).unwrap();
+        assert_eq!((sample.completion[63], sample.suffix.len()), (codes.start + 63, 1));
+        assert_eq!((sample.roles[5], sample.roles[6]), (Role::Given, Role::Scored));
+    }
+
+    #[test]
+    fn the_end_of_a_text_is_learned_and_what_follows_is_hidden() {
+        let model = starter::model::load(&candle_core::Device::Cpu).unwrap();
+        let eos = model.backbone.spec().eos_ids[0];
+        let sample = |stop: &[&str], tokens: Vec<u32>| {
+            let row = row(Kind::Text, tokens.clone(), vec![0; tokens.len()], text_params(stop));
+            let asked = Asked::of(&row).unwrap();
+            assert!(matches!(&asked.task, Task::Text(p) if p.sampler == TextSampler::LowConfidence));
+            sample_of_row(&model, &asked, &row).unwrap()
+        };
+        let ended = sample(&[], vec![20, 21]);
+        assert_eq!(&ended.completion[..3], [20, 21, eos]);
+        let scored = |s: &Sample| s.roles.iter().filter(|role| **role == Role::Scored).count();
+        assert_eq!((ended.completion.len(), scored(&ended), ended.roles[3]), (8, 3, Role::Hidden));
+        // A stop string may have ended it: then there is no end token to learn.
+        assert_eq!(scored(&sample(&["x"], vec![20, 21])), 2);
+        assert_eq!(scored(&sample(&[], (20..28).collect())), 8);
     }
 }
