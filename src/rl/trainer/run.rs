@@ -26,6 +26,8 @@ use crate::rl::publish::{Order, blocking};
 use crate::rl::update::{UpdateConfig, UpdateReport, Workshop, update};
 use crate::store::{Change, NewRun};
 
+/// Niceness of the learning threads: a tenth of a serving thread's share where both want to run.
+const LEARNING_NICENESS: i32 = 10;
 /// Rows of one micro-batch: few enough to stay in the cache.
 const MICRO_ROWS: usize = 900;
 /// Versions whose age is known; older ones are stale whatever the limit.
@@ -353,10 +355,11 @@ impl Parts {
     }
 }
 
-/// The lowest priority of the scheduler: serving preempts learning at once. (Linux gives threads their own.)
+/// A low priority: serving preempts learning at once, and a busy machine slows learning down without stopping it. (Linux
+/// gives threads their own.)
 fn give_way() {
     #[cfg(target_os = "linux")]
-    if let Err(error) = rustix::process::setpriority_process(None, 19) {
+    if let Err(error) = rustix::process::setpriority_process(None, LEARNING_NICENESS) {
         tracing::debug!(%error, "the learning thread keeps its priority");
     }
 }
