@@ -150,6 +150,11 @@ export async function getAdapters() {
   return (await request('/adapters', { headers: { accept: 'application/json' } })).json();
 }
 
+/** @param {string} id @returns {Promise<any>} a version with what the gate measured */
+export async function getAdapter(id) {
+  return (await request(`/adapters/${encodeURIComponent(id)}`, { headers: { accept: 'application/json' } })).json();
+}
+
 /** @param {'trigger'|'pause'|'resume'} what */
 export async function steerTraining(what) {
   await request(`/training/${what}`, { method: 'POST' });
