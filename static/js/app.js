@@ -35,7 +35,7 @@ async function main() {
   if (window.matchMedia('(max-width: 60rem)').matches) for (const fold of document.querySelectorAll('details.params')) fold.removeAttribute('open');
   if (!server.draws) byId('tab-image').remove();
   const select = tabs(byId('tabs'));
-  const training = new Training(byId('view-training'), server);
+  const training = new Training(byId('view-training'), server, (version) => about(info, version));
   views({
     playground: { title: 'Playground', section: byId('view-playground') },
     training: { title: 'Training', section: byId('view-training'), enter: () => training.start(), leave: () => training.stop() },
@@ -43,10 +43,13 @@ async function main() {
   document.documentElement.dataset.ready = 'true';
 }
 
-/** @param {any} info */
-function about(info) {
+/**
+ * @param {any} info
+ * @param {string} [current] the version in service, where it is known better than at the start
+ */
+function about(info, current) {
   const model = info?.model ?? {};
-  const parts = [model.name, info?.adapter ?? model.adapter, info?.version ? `v${String(info.version).replace(/^v/, '')}` : null].filter(Boolean);
+  const parts = [model.name, current ?? info?.adapter ?? model.adapter, info?.version ? `v${String(info.version).replace(/^v/, '')}` : null].filter(Boolean);
   byId('about').replaceChildren(...(info ? parts.map((part) => h('span', { text: String(part) })) : [h('span', { text: 'The server does not answer: defaults are guesses.' })]));
 }
 

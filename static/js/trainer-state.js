@@ -30,11 +30,11 @@ export class TrainerState {
     const { state, run } = status;
     const at = progress(status);
     this.element.dataset.state = state;
+    for (const part of [this.bar, this.facts, this.buttons.trigger]) part.hidden = false;
     this.name.textContent = STATES[state] ?? state;
     this.reason.textContent = run && ['training', 'gating'].includes(state) ? `Batch ${run.done} of ${run.total}` : sentence(status.reason);
     if (at === null) this.bar.removeAttribute('value');
     else this.bar.value = at;
-    this.bar.classList.toggle('is-idle', at === 0 && state !== 'collecting');
     this.facts.replaceChildren(...facts(status).flatMap(([name, value]) => [h('div', {}, h('dt', { text: name }), h('dd', {}, value))]));
     const paused = state === 'paused';
     const focused = [this.buttons.pause, this.buttons.resume].some((button) => button === document.activeElement);
@@ -49,11 +49,7 @@ export class TrainerState {
     this.element.dataset.state = 'off';
     this.name.textContent = 'Learning is off';
     this.reason.textContent = reason;
-    this.bar.value = 0;
-    this.bar.classList.add('is-idle');
-    this.facts.replaceChildren();
-    this.buttons.trigger.setAttribute('aria-disabled', 'true');
-    this.buttons.pause.hidden = this.buttons.resume.hidden = true;
+    for (const part of [this.bar, this.facts, ...Object.values(this.buttons)]) part.hidden = true;
   }
 }
 

@@ -29,8 +29,10 @@ export class Training {
   /**
    * @param {HTMLElement} root
    * @param {import('./modes.js').Server} server
+   * @param {(version: string) => void} onCurrent told what is in service
    */
-  constructor(root, server) {
+  constructor(root, server, onCurrent) {
+    this.onCurrent = onCurrent;
     /** @type {ReturnType<typeof setTimeout>|undefined} */
     this.timer = undefined;
     this.running = false;
@@ -45,9 +47,10 @@ export class Training {
     this.gate = h('div', {});
     this.lanes = h('div', {});
     this.versions = h('div', {});
-    root.replaceChildren(this.problem, this.state.element, h('div', { class: 'training-grid' },
+    this.grid = h('div', { class: 'training-grid', hidden: true },
       part('Learning curve', this.curve.element, 'is-wide'), part('Last gate', this.gate), part('Lanes', this.lanes),
-      part('Versions', this.versions, 'is-wide'), part('Before and after', this.strip.element, 'is-wide')));
+      part('Versions', this.versions, 'is-wide'), part('Before and after', this.strip.element, 'is-wide'));
+    root.replaceChildren(this.problem, this.state.element, this.grid);
     document.addEventListener('visibilitychange', () => this.running && !document.hidden && this.poll());
   }
 
@@ -78,6 +81,8 @@ export class Training {
     const [status, adapters] = await Promise.all([getTraining(), getAdapters()]);
     await this.learnVerdicts(adapters);
     this.problem.hidden = true;
+    this.grid.hidden = false;
+    this.onCurrent(status.current);
     if (status.state === 'idle' && /enabled is false/.test(status.reason)) this.state.off('Set training.enabled to true in the configuration to learn from what is rated.');
     else this.state.show(status);
     const versions = versionsOf(adapters, (id) => this.verdicts.get(id)?.gate);
@@ -115,12 +120,18 @@ export class Training {
     if (key) /** @type {HTMLElement|undefined} */ ([...where.querySelectorAll('[data-key]')].find((el) => /** @type {HTMLElement} */ (el).dataset.key === key))?.focus();
   }
 
-  /** @param {unknown} error */
-  complain(error) {
+  /**
+   * @param {unknown} error
+   * @param {boolean} [steered] it answers a switch, and says nothing of the whole view
+   */
+  complain(error, steered = false) {
     if (!(error instanceof Problem)) console.error(error);
     const message = error instanceof Problem ? error.message : 'Something went wrong in the page.';
     // 409: the model takes no adapters, or nothing is to be learned; 404: a server without a trainer.
-    if (error instanceof Problem && [404, 409].includes(error.status)) return this.state.off(message);
+    if (error instanceof Problem && [404, 409].includes(error.status) && !steered) {
+      this.grid.hidden = true;
+      return this.state.off(message);
+    }
     this.problem.hidden = false;
     if (this.problem.textContent !== message) this.problem.textContent = message;
   }
@@ -132,7 +143,7 @@ export class Training {
       await steerTraining(what);
       announce({ trigger: 'A run will start.', pause: 'Paused.', resume: 'Resumed.' }[what]);
     } catch (error) {
-      return this.complain(error);
+      return this.complain(error, true);
     }
     await this.poll();
   }
