@@ -56,7 +56,8 @@ export class Strip {
     const { examples } = this.mode;
     this.examples.replaceChildren(...examples.slice(0, 3).map((text) => h('li', {}, h('button', { type: 'button', class: 'chip', text, on: { click: () => { this.prompt.value = text; this.prompt.focus(); } } }))));
     this.prompt.value = examples[0];
-    this.blank();
+    this.abort = null;
+    this.check();
   }
 
   /**
@@ -81,7 +82,7 @@ export class Strip {
     const only = this.sides.after.options.length < 2;
     this.go.setAttribute('aria-disabled', String(same));
     this.hint.textContent = only ? 'There is only the base yet. Once a version has been made, see here what it changed.'
-      : same ? 'Choose two different versions.' : 'Same prompt, same seeds, both drawn anew; none of it is kept or learned from.';
+      : same ? 'Choose two different versions.' : `Same prompt, same seeds, both made anew${this.mode === TEXT ? ` at temperature ${TEXT_TEMPERATURE}` : ''}; none of it is kept or learned from.`;
     if (!this.abort) this.blank();
   }
 
@@ -118,6 +119,7 @@ export class Strip {
   blank() {
     const { kind } = this.mode;
     this.result.dataset.kind = kind;
+    this.result.removeAttribute('aria-busy');
     this.result.replaceChildren(...(/** @type {Side[]} */ (['before', 'after'])).map((side) => {
       const places = Array.from({ length: SEEDS }, () => h('li', { class: kind === 'image' ? 'strip-frame' : 'strip-text' }));
       return h('div', { class: 'strip-row', 'data-side': side, 'data-testid': `strip-row-${side}` },

@@ -108,7 +108,7 @@ export const checks = {
     assert.match(await image.getByTestId('adapter').first().textContent(), /^[a-z0-9._-]+@\d+$/);
     let again = 0;
     page.on('request', (request) => { again += Number(request.url().endsWith('/preferences')); });
-    await image.getByTestId('prefer-left').click();
+    await image.getByTestId('prefer-left').click({ force: true });
     assert.equal(await image.getByTestId('prefer-left').getAttribute('aria-pressed'), 'false', 'the choice stands');
     // A run from the history shows what was chosen.
     await page.getByTestId('history-item').last().click();
