@@ -5,6 +5,9 @@ import { plain } from './versions-data.js';
 /** @type {Record<string, string>} */
 const STATES = { idle: 'Not learning', collecting: 'Collecting judgements', training: 'Training', gating: 'Measuring the candidate', paused: 'Paused' };
 
+/** Where the page knows better words than the server's. @type {Record<string, string>} */
+const REASONS = { training: 'Reading what was judged.', gating: 'Against the version in service, on prompts kept out of learning.', paused: 'No run starts until you resume.' };
+
 /** @type {Record<string, string>} */
 const OUTCOMES = {
   running: 'is running', promoted: 'went into service', candidate: 'awaits approval', rejected: 'was refused by the gate', nothing_to_learn: 'found nothing to learn', cancelled: 'was cancelled', failed: 'failed', abandoned: 'was abandoned',
@@ -32,7 +35,7 @@ export class TrainerState {
     this.element.dataset.state = state;
     for (const part of [this.bar, this.facts, this.buttons.trigger]) part.hidden = false;
     this.name.textContent = STATES[state] ?? state;
-    this.reason.textContent = run && ['training', 'gating'].includes(state) ? `Batch ${run.done} of ${run.total}` : sentence(status.reason);
+    this.reason.textContent = state === 'training' && run ? `Batch ${run.done} of ${run.total}` : (REASONS[state] ?? sentence(status.reason));
     if (at === null) this.bar.removeAttribute('value');
     else this.bar.value = at;
     this.facts.replaceChildren(...facts(status).flatMap(([name, value]) => [h('div', {}, h('dt', { text: name }), h('dd', {}, value))]));
@@ -73,7 +76,7 @@ function facts({ waiting, subjects, current, routes, run, last_run: last }) {
   /** @type {[string, Node|string][]} */
   const items = [['In service', h('strong', { 'data-testid': 'current', text: current })]];
   if (routes?.canary) items.push(['Canary', `${routes.canary.version}, ${Math.round(routes.canary.share * 100)} %`]);
-  items.push(['Waiting', `${plural(waiting ?? 0, 'judgement')} of ${plural(subjects ?? 0, 'person', 'people')}`]);
+  items.push(['Waiting', waiting > 0 ? `${plural(waiting, 'judgement')} of ${plural(subjects ?? 0, 'person', 'people')}` : 'no judgements']);
   if (run?.last) items.push(['Loss', plain(run.last.loss)], ['KL', plain(run.last.kl)], ['Clipped', `${plain(100 * run.last.clip_fraction)} %`]);
   if (last) {
     const { candidate, updates, reward } = last.metrics ?? {};
