@@ -28,8 +28,11 @@ export class TrainerState {
       h('div', { class: 'state-buttons' }, this.buttons.trigger, this.buttons.pause, this.buttons.resume), this.bar, this.facts);
   }
 
-  /** @param {any} status of `GET /training` */
-  show(status) {
+  /**
+   * @param {any} status of `GET /training`
+   * @param {string} [promotion] when a version that passed is served
+   */
+  show(status, promotion) {
     const { state, run } = status;
     const at = progress(status);
     this.element.dataset.state = state;
@@ -38,7 +41,7 @@ export class TrainerState {
     this.reason.textContent = state === 'training' && run ? `Batch ${run.done} of ${run.total}` : (REASONS[state] ?? sentence(status.reason));
     if (at === null) this.bar.removeAttribute('value');
     else this.bar.value = at;
-    this.facts.replaceChildren(...facts(status).flatMap(([name, value]) => [h('div', {}, h('dt', { text: name }), h('dd', {}, value))]));
+    this.facts.replaceChildren(...facts(status, promotion).map(([name, value]) => h('div', {}, h('dt', { text: name }), h('dd', {}, value))));
     const paused = state === 'paused';
     const focused = [this.buttons.pause, this.buttons.resume].some((button) => button === document.activeElement);
     this.buttons.pause.hidden = paused;
@@ -71,11 +74,16 @@ function progress({ state, run, reason, waiting }) {
   return missing ? waiting / Math.max(1, waiting + Number(missing[1])) : state === 'collecting' && waiting > 0 ? 1 : 0;
 }
 
-/** @param {any} status @returns {[string, Node|string][]} */
-function facts({ waiting, subjects, current, routes, run, last_run: last }) {
+/**
+ * @param {any} status
+ * @param {string} [promotion]
+ * @returns {[string, Node|string][]}
+ */
+function facts({ waiting, subjects, current, routes, run, last_run: last }, promotion) {
   /** @type {[string, Node|string][]} */
   const items = [['In service', h('strong', { 'data-testid': 'current', text: current })]];
   if (routes?.canary) items.push(['Canary', `${routes.canary.version}, ${Math.round(routes.canary.share * 100)} %`]);
+  if (promotion) items.push(['Promotion', promotion === 'auto' ? 'automatic' : 'when approved']);
   items.push(['Waiting', waiting > 0 ? `${plural(waiting, 'judgement')} of ${plural(subjects ?? 0, 'person', 'people')}` : 'no judgements']);
   if (run?.last) items.push(['Loss', plain(run.last.loss)], ['KL', plain(run.last.kl)], ['Clipped', `${plain(100 * run.last.clip_fraction)} %`]);
   if (last) {

@@ -33,6 +33,7 @@ export class Training {
    */
   constructor(root, server, onCurrent) {
     this.onCurrent = onCurrent;
+    this.learning = server.info.learning;
     /** @type {ReturnType<typeof setTimeout>|undefined} */
     this.timer = undefined;
     this.running = false;
@@ -83,8 +84,8 @@ export class Training {
     this.problem.hidden = true;
     this.grid.hidden = false;
     this.onCurrent(status.current);
-    if (status.state === 'idle' && /enabled is false/.test(status.reason)) this.state.off('Set training.enabled to true in the configuration to learn from what is rated.');
-    else this.state.show(status);
+    if (this.learning?.on === false) this.state.off('Set training.enabled to true in the configuration, and the server learns from what is rated.');
+    else this.state.show(status, this.learning?.promotion);
     const versions = versionsOf(adapters, (id) => this.verdicts.get(id)?.gate);
     const routes = routesOf(adapters);
     this.strip.offer(versions, routes.active);
@@ -127,8 +128,8 @@ export class Training {
   complain(error, steered = false) {
     if (!(error instanceof Problem)) console.error(error);
     const message = error instanceof Problem ? error.message : 'Something went wrong in the page.';
-    // 409: the model takes no adapters, or nothing is to be learned; 404: a server without a trainer.
-    if (error instanceof Problem && [404, 409].includes(error.status) && !steered) {
+    // The model takes no adapters.
+    if (error instanceof Problem && error.status === 409 && !steered) {
       this.grid.hidden = true;
       return this.state.off(message);
     }
