@@ -60,7 +60,7 @@ function learned() {
 /** Answers the routes of learning from `world`. */
 async function serve(page, world) {
   const reply = (route, status, body) => route.fulfill({ status, contentType: status >= 400 ? 'application/problem+json' : 'application/json', body: JSON.stringify(body) });
-  const routes = () => ({ generation: 7, active: world.active, canary: null });
+  const routes = () => ({ generation: 7, active: world.active, canary: world.canary ?? null });
   await page.route(/\/(training|adapters)(\/.*)?$/, async (route) => {
     const request = route.request();
     const path = decodeURIComponent(new URL(request.url()).pathname);
@@ -197,6 +197,12 @@ export const checks = {
     assert.equal(await page.getByTestId('training-trigger').getAttribute('aria-disabled'), 'true');
     await check('kl').getByText('fail').waitFor();
     assert.match(await page.locator('.gate-line').textContent(), /failed 2 of 4 checks/);
+    // A canary is served to all or taken back; while it runs, that is what rolling back means.
+    world.versions.at(-1).status = 'canary';
+    world.canary = { version: 'main@4', share: 0.25 };
+    await row(page, 'main@4').getByText('canary, 25 %').waitFor();
+    assert.deepEqual(await row(page, 'main@4').getByRole('button').allTextContents(), ['Serve to all', 'Roll back']);
+    assert.equal(await row(page, 'main@3').getByRole('button').count(), 0);
     assert.deepEqual(faults, []);
     await close();
   },
