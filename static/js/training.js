@@ -84,7 +84,7 @@ export class Training {
     this.problem.hidden = true;
     this.grid.hidden = false;
     this.onCurrent(status.current);
-    if (this.learning?.on === false) this.state.off('Set training.enabled to true in the configuration, and the server learns from what is rated.');
+    if (status.state === 'idle' && this.learning?.on === false) this.state.off('Set training.enabled to true in the configuration, and the server learns from what is rated.');
     else this.state.show(status, this.learning?.promotion);
     const versions = versionsOf(adapters, (id) => this.verdicts.get(id)?.gate);
     const routes = routesOf(adapters);
