@@ -130,6 +130,47 @@ export async function sendFeedback(feedback, key) {
   return (await request('/feedback', post(feedback, { 'idempotency-key': key }))).json();
 }
 
+/**
+ * Which of two is better, or that neither is. Durable when this resolves.
+ * @param {{chosen: string, rejected: string}|{ranking: string[][]}} preference
+ * @param {string} key repeating a request with its key stores it once
+ * @returns {Promise<{preference_id: string}>}
+ */
+export async function sendPreference(preference, key) {
+  return (await request('/preferences', post(preference, { 'idempotency-key': key }))).json();
+}
+
+/** @returns {Promise<any>} what the trainer does, from what, with what result */
+export async function getTraining() {
+  return (await request('/training', { headers: { accept: 'application/json' } })).json();
+}
+
+/** @returns {Promise<any>} the versions and which of them are served */
+export async function getAdapters() {
+  return (await request('/adapters', { headers: { accept: 'application/json' } })).json();
+}
+
+/** @param {string} id @returns {Promise<any>} a version with what the gate measured */
+export async function getAdapter(id) {
+  return (await request(`/adapters/${encodeURIComponent(id)}`, { headers: { accept: 'application/json' } })).json();
+}
+
+/** @param {'trigger'|'pause'|'resume'} what */
+export async function steerTraining(what) {
+  await request(`/training/${what}`, { method: 'POST' });
+}
+
+/**
+ * Whole again when this resolves: the change is in the log and served.
+ * @param {'approve'|'reject'|'rollback'} what
+ * @param {string} id the version; a roll-back takes back what is served
+ * @param {string} reason kept in the audit trail
+ */
+export async function changeAdapter(what, id, reason) {
+  const path = what === 'rollback' ? '/adapters/rollback' : `/adapters/${encodeURIComponent(id)}/${what}`;
+  await request(path, post(reason ? { reason } : {}));
+}
+
 /** `crypto.randomUUID` exists only in secure contexts, and a LAN address is not one. */
 export function newKey() {
   const bytes = crypto.getRandomValues(new Uint8Array(16));

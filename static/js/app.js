@@ -1,4 +1,4 @@
-/** Starts the playground: asks the server what it is, then builds one workspace per mode. */
+/** Starts the page: asks the server what it is, then builds one workspace per mode, and the training view. */
 import { getInfo } from './api.js';
 import { h } from './dom.js';
 import { History } from './history.js';
@@ -6,6 +6,8 @@ import { IMAGE, TEXT, serverOf } from './modes.js';
 import { nav } from './nav.js';
 import { tabs } from './tabs.js';
 import { bindTheme } from './theme.js';
+import { Training } from './training.js';
+import { views } from './views.js';
 import { Workspace } from './workspace.js';
 
 /** @param {string} id */
@@ -15,7 +17,7 @@ async function main() {
   bindTheme(byId('theme'));
   const info = await getInfo().catch(() => null);
   const server = serverOf(info);
-  nav(byId('nav'), info);
+  const mark = nav(byId('nav'), info);
   about(info);
 
   /** @type {Record<string, Workspace>} */
@@ -33,13 +35,21 @@ async function main() {
   if (window.matchMedia('(max-width: 60rem)').matches) for (const fold of document.querySelectorAll('details.params')) fold.removeAttribute('open');
   if (!server.draws) byId('tab-image').remove();
   const select = tabs(byId('tabs'));
+  const training = new Training(byId('view-training'), server, (version) => about(info, version));
+  views({
+    playground: { title: 'Playground', section: byId('view-playground') },
+    training: { title: 'Training', section: byId('view-training'), enter: () => training.start(), leave: () => training.stop() },
+  }, byId('page-title'), mark);
   document.documentElement.dataset.ready = 'true';
 }
 
-/** @param {any} info */
-function about(info) {
+/**
+ * @param {any} info
+ * @param {string} [current] the version in service, where it is known better than at the start
+ */
+function about(info, current) {
   const model = info?.model ?? {};
-  const parts = [model.name, info?.adapter ?? model.adapter, info?.version ? `v${String(info.version).replace(/^v/, '')}` : null].filter(Boolean);
+  const parts = [model.name, current ?? info?.adapter ?? model.adapter, info?.version ? `v${String(info.version).replace(/^v/, '')}` : null].filter(Boolean);
   byId('about').replaceChildren(...(info ? parts.map((part) => h('span', { text: String(part) })) : [h('span', { text: 'The server does not answer: defaults are guesses.' })]));
 }
 

@@ -43,6 +43,7 @@ export class CandidateCard {
     this.foot.replaceChildren(
       feedback(data.id, this.id, this.name),
       h('div', { class: 'card-tools' },
+        run.result?.adapter ? h('span', { class: 'version', title: 'The adapter version that made it', 'aria-label': `${this.name}: made by ${run.result.adapter}`, 'data-testid': 'adapter', text: run.result.adapter }) : null,
         finish ? h('span', { class: 'finish', text: finish }) : null,
         data.seed !== null ? this.copy('seed', `Seed ${data.seed}`, String(data.seed), 'Seed') : null,
         run.kind === 'text' ? this.copy('text', 'Copy text', data.text ?? '', 'Text') : null,

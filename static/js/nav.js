@@ -1,17 +1,27 @@
-/** The site's pages. A new page (training, comparing adapters) is one line here, shown once the server has it. */
+/** The site's pages and the views of this one. Another is one line here, shown once the server has it. */
 import { h } from './dom.js';
 
-/** @type {{label: string, href: string, when?: (info: any) => boolean}[]} */
+/** @type {{label: string, href: string, view?: string, when?: (info: any) => boolean}[]} */
 const PAGES = [
-  { label: 'Playground', href: '/' },
+  { label: 'Playground', href: '/#playground', view: 'playground' },
+  { label: 'Training', href: '/#training', view: 'training' },
   { label: 'API', href: '/docs' },
 ];
 
 /**
  * @param {HTMLElement} list
  * @param {any} info
+ * @returns {(view: string) => void} marks the view that is shown
  */
 export function nav(list, info) {
-  list.replaceChildren(...PAGES.filter((page) => page.when?.(info) ?? true).map((page) =>
-    h('li', {}, h('a', { href: page.href, text: page.label, 'aria-current': location.pathname === page.href ? 'page' : null }))));
+  const links = PAGES.filter((page) => page.when?.(info) ?? true).map((page) => ({
+    view: page.view, link: h('a', { href: page.href, text: page.label, 'data-testid': page.view ? `nav-${page.view}` : null }),
+  }));
+  list.replaceChildren(...links.map(({ link }) => h('li', {}, link)));
+  return (view) => {
+    for (const entry of links) {
+      if (entry.view === view) entry.link.setAttribute('aria-current', 'page');
+      else entry.link.removeAttribute('aria-current');
+    }
+  };
 }

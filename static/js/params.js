@@ -114,6 +114,12 @@ export class Params {
     return (field.key === 'steps' ? this.stepsFor(this.defaults.max_tokens) : undefined) ?? field.fallback;
   }
 
+  /** @param {string} key */
+  defaultNamed(key) {
+    const row = this.rows.get(key);
+    return row ? this.defaultOf(row.field) : '';
+  }
+
   /** Hides what does not apply. */
   refresh() {
     for (const { field, row } of this.rows.values()) {

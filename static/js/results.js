@@ -4,6 +4,7 @@
  */
 import { announce } from './announce.js';
 import { CandidateCard } from './candidate.js';
+import { choice, isPair } from './choice.js';
 import { h, plural } from './dom.js';
 import { facts } from './facts.js';
 import { Replay } from './replay.js';
@@ -17,11 +18,13 @@ export class Results {
    * @param {string} prefix of ids
    * @param {Record<string, HTMLElement>} el the workspace's elements by `data-ref`
    * @param {[number, number]} grid
+   * @param {() => void} onNext asks for another pair
    */
-  constructor(prefix, el, grid) {
+  constructor(prefix, el, grid, onNext) {
     this.prefix = prefix;
     this.el = el;
     this.grid = grid;
+    this.onNext = onNext;
     /** @type {Run|null} what is shown; null while the canvas only waits */
     this.run = null;
     /** @type {CandidateCard[]} */
@@ -62,6 +65,7 @@ export class Results {
     this.el.cards.replaceChildren(...this.cards.map((card) => card.element));
     this.el.cards.dataset.count = String(run.candidates.length);
     this.el.facts.replaceChildren();
+    this.el.choice.replaceChildren();
     this.el.replay.replaceChildren();
     this.el.root.dataset.state = 'waiting';
   }
@@ -89,6 +93,10 @@ export class Results {
     const { run } = this;
     if (!run) return;
     if (run.state === 'done') this.el.facts.replaceChildren(facts(run));
+    if (isPair(run)) {
+      const cards = this.cards.map((card) => card.element);
+      this.el.choice.replaceChildren(choice(run, cards, `${this.prefix}-${this.serial}-choice`, this.onNext));
+    }
     this.replay = new Replay(`${this.prefix}-${this.serial}-replay`, run, (shown) => {
       for (const card of this.cards) card.draw(shown);
     });

@@ -1,4 +1,5 @@
-/** Tabs after the ARIA pattern: arrows move, Home and End jump, one tab in the tab order; the hash remembers. */
+/** Tabs after the ARIA pattern: arrows move, Home and End jump, one tab in the tab order; the hash remembers,
+ * unless it names another view of the page. */
 
 /**
  * @param {HTMLElement} tablist
@@ -11,8 +12,9 @@ export function tabs(tablist, onSelect) {
   /**
    * @param {HTMLElement} tab
    * @param {boolean} focus
+   * @param {boolean} [remember] a person chose it
    */
-  function select(tab, focus) {
+  function select(tab, focus, remember = true) {
     for (const other of all) {
       const on = other === tab;
       other.setAttribute('aria-selected', String(on));
@@ -22,7 +24,7 @@ export function tabs(tablist, onSelect) {
     }
     if (focus) tab.focus();
     const name = tab.dataset.tab ?? '';
-    if (location.hash !== `#${name}`) history.replaceState(null, '', `#${name}`);
+    if (remember && location.hash !== `#${name}`) history.replaceState(null, '', `#${name}`);
     onSelect?.(name);
   }
 
@@ -38,9 +40,9 @@ export function tabs(tablist, onSelect) {
   const byName = (/** @type {string} */ name) => all.find((tab) => tab.dataset.tab === name);
   window.addEventListener('hashchange', () => {
     const tab = byName(location.hash.slice(1));
-    if (tab) select(tab, false);
+    if (tab) select(tab, false, false);
   });
-  select(byName(location.hash.slice(1)) ?? all[0], false);
+  select(byName(location.hash.slice(1)) ?? all[0], false, false);
   return (name) => {
     const tab = byName(name);
     if (tab) select(tab, false);

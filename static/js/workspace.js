@@ -19,6 +19,9 @@ import { applyEvent, finishRun, newRun, progress } from './run.js';
 /** Larger than any canvas worth drawing cell by cell. */
 const MOST_CELLS = 4096;
 
+/** Of pairs, where the temperature stands at 0. */
+const PAIR_TEMPERATURE = 0.7;
+
 export class Workspace {
   /**
    * @param {import('./modes.js').Mode} mode
@@ -34,14 +37,14 @@ export class Workspace {
     this.abort = null;
     panel.replaceChildren(instantiate('workspace', mode.kind));
     this.el = refs(panel);
-    this.results = new Results(mode.kind, this.el, server.grid);
+    this.results = new Results(mode.kind, this.el, server.grid, () => this.start());
     this.prompt = /** @type {HTMLTextAreaElement} */ (this.el.prompt);
     this.prompt.placeholder = mode.placeholder;
     const most = server.info.limits?.max_prompt_chars;
     if (Number.isFinite(most)) this.prompt.maxLength = most;
-    this.params = new Params(mode, server.info, { main: this.el.params, more: this.el.more }, () => this.preview());
+    this.params = new Params(mode, server.info, { main: this.el.params, more: this.el.more }, () => this.changed());
     this.bind();
-    this.preview();
+    this.changed();
   }
 
   bind() {
@@ -62,6 +65,7 @@ export class Workspace {
       } else if (event.key === 'Escape') this.stop();
     });
     el.stop.addEventListener('click', () => this.stop());
+    el.compare.addEventListener('change', () => this.compare(/** @type {HTMLInputElement} */ (el.compare).checked));
     el.reset.addEventListener('click', () => {
       this.params.reset();
       announce('Parameters reset to the defaults.');
@@ -80,6 +84,25 @@ export class Workspace {
   /** @returns {any} */
   body() {
     return { prompt: this.prompt.value.trim(), ...this.params.body(), ...this.mode.extras };
+  }
+
+  /** A parameter has changed: the switch for pairs follows their number. */
+  changed() {
+    if (!this.params) return;
+    /** @type {HTMLInputElement} */ (this.el.compare).checked = this.params.values().n === 2;
+    this.preview();
+  }
+
+  /**
+   * Two candidates to choose between. Where nothing is drawn by chance they would be the same one twice.
+   * @param {boolean} on
+   */
+  compare(on) {
+    this.params.set('n', on ? 2 : 1);
+    const { temperature } = this.params.values();
+    if (on && temperature === 0) this.params.set('temperature', PAIR_TEMPERATURE);
+    else if (!on && temperature === PAIR_TEMPERATURE) this.params.set('temperature', this.params.defaultNamed('temperature'));
+    announce(on ? `Two candidates, at temperature ${this.params.values().temperature}.` : 'One candidate.');
   }
 
   /** Before the first run the canvas stands empty. */

@@ -3,11 +3,14 @@
  *
  *   BASE_URL=http://127.0.0.1:8080 CHROMIUM=/usr/bin/chromium [SCREENSHOT_DIR=dir] node playground.mjs
  *
- * Ends with one line of JSON: the ratings it gave, for the caller to look up in the database.
- * {"rated":[{"completion_id":"…","metric":"thumbs","value":true},…],"changed":{"completion_id":"…","values":[false,true]}}
+ * Ends with one line of JSON: the ratings and choices it gave, for the caller to look up in the database.
+ * {"rated":[{"completion_id":"…","metric":"thumbs","value":true},…],"changed":{"completion_id":"…","values":[false,true]},
+ *  "preferred":[{"chosen":"…","rejected":"…"},{"ranking":[["…","…"]]}]}
+ * ONLY=words runs the checks whose name has them.
  */
 import assert from 'node:assert/strict';
 import { BASE, assertAccessible, assertNoSidewaysScroll, done, focusBy, launch, open, panel, shot } from './harness.mjs';
+import { checks as learning, preferred } from './learning.mjs';
 
 /** @type {{completion_id: string, metric: string, value: boolean}[]} */
 const rated = [];
@@ -246,7 +249,8 @@ const checks = {
 
 const browser = await launch();
 let failures = 0;
-for (const [name, check] of Object.entries(checks)) {
+for (const [name, check] of Object.entries({ ...checks, ...learning })) {
+  if (!name.includes(process.env.ONLY ?? '')) continue;
   try {
     await check(browser);
     console.log(`ok   ${name}`);
@@ -256,5 +260,5 @@ for (const [name, check] of Object.entries(checks)) {
   }
 }
 await browser.close();
-console.log(JSON.stringify({ rated, changed }));
+console.log(JSON.stringify({ rated, changed, preferred }));
 process.exitCode = failures ? 1 : 0;
