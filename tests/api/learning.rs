@@ -39,7 +39,7 @@ impl Server {
 
     /// Sends an adapter.
     pub(super) async fn import(&self, name: &str, files: &PeftFiles) -> Response {
-        let fields = [
+        let fields: [(&str, &[u8]); 3] = [
             ("name", name.as_bytes()),
             ("adapter_config.json", &files.config),
             ("adapter_model.safetensors", &files.model),
