@@ -10,7 +10,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use tokio::sync::Semaphore;
 
-use super::learning::{adapter, base, form};
+use super::learning::{Field, adapter, base, form};
 use super::server::Server;
 
 async fn get(server: &Server, path: &str) -> Value {
@@ -133,8 +133,8 @@ async fn what_is_no_adapter_of_this_base_is_refused_and_leaves_no_trace() {
     let good = adapter(&base, 1.0);
     let other = adapter(&Base { sha256: "ab".repeat(32), ..base.clone() }, 0.2);
     let (config, model) = ("adapter_config.json", "adapter_model.safetensors");
-    let name: (&str, &[u8]) = ("name", b"taste");
-    let refusals: [(&[(&str, &[u8])], u16, &str); 10] = [
+    let name: Field = ("name", b"taste");
+    let refusals: [(&[Field], u16, &str); 10] = [
         (&[name, (config, &good.config), (model, &good.model[..good.model.len() - 1])], 400, model),
         (&[name, (config, &other.config), (model, &other.model)], 400, model),
         (&[name, (config, b"{"), (model, &good.model)], 400, config),
@@ -167,7 +167,7 @@ async fn transfers_are_bounded_in_size_and_number() {
     let files = adapter(&base(&server.app.engine), 0.2);
     let response = server.import("taste", &files).await;
     assert_eq!(response.status(), 413);
-    let fields: [(&str, &[u8]); 2] = [("name", b"taste"), ("adapter_model.safetensors", &[0; 1001])];
+    let fields: [Field; 2] = [("name", b"taste"), ("adapter_model.safetensors", &[0; 1001])];
     let problem: Value = server.upload(&fields).await.json().await.unwrap();
     assert_eq!((&problem["status"], &problem["limit"]), (&json!(413), &json!(1000)));
 
