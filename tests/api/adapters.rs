@@ -10,7 +10,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use tokio::sync::Semaphore;
 
-use super::learning::{adapter, base, form};
+use super::learning::{Field, adapter, base, form};
 use super::server::Server;
 
 async fn get(server: &Server, path: &str) -> Value {
@@ -38,7 +38,7 @@ async fn candidate(server: &Server, name: &str, value: f32) -> (String, PeftFile
 #[tokio::test(flavor = "multi_thread")]
 async fn an_imported_adapter_is_served_when_approved_and_taken_back() {
     let server = Server::learning().await;
-    let (version, _) = candidate(&server, "taste", 0.2).await;
+    let (version, _) = candidate(&server, "taste", 1.0).await;
     let list = get(&server, "/adapters").await;
     assert_eq!((&list["adapters"][0]["version"], &list["adapters"][0]["rank"]), (&json!("taste@1"), &json!(2)));
     assert_eq!(list["routes"], json!({"generation": 0, "active": "base@0", "canary": null}));
@@ -81,8 +81,8 @@ async fn an_imported_adapter_is_served_when_approved_and_taken_back() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_canary_has_a_share_until_it_is_approved_for_everybody() {
     let server = Server::learning().await;
-    let (first, _) = candidate(&server, "taste", 0.2).await;
-    let (second, _) = candidate(&server, "taste", 0.3).await;
+    let (first, _) = candidate(&server, "taste", 1.0).await;
+    let (second, _) = candidate(&server, "taste", 1.5).await;
     assert_eq!((first.as_str(), second.as_str()), ("taste@1", "taste@2"));
     let routes = server.ok("/adapters/taste@1/approve", &json!({"share": 1})).await;
     assert_eq!(routes["canary"], json!({"version": "taste@1", "share": 1.0}));
@@ -104,7 +104,7 @@ async fn a_canary_has_a_share_until_it_is_approved_for_everybody() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_archive_has_the_files_that_were_sent() {
     let server = Server::learning().await;
-    let (version, files) = candidate(&server, "taste", 0.2).await;
+    let (version, files) = candidate(&server, "taste", 1.0).await;
     let response = server.get(&format!("/adapters/{version}/archive")).await;
     assert_eq!(response.headers()["content-type"], "application/x-tar");
     assert_eq!(response.headers()["content-disposition"], "attachment; filename=\"taste@1.tar\"");
@@ -130,13 +130,13 @@ async fn an_archive_has_the_files_that_were_sent() {
 async fn what_is_no_adapter_of_this_base_is_refused_and_leaves_no_trace() {
     let server = Server::learning().await;
     let base = base(&server.app.engine);
-    let good = adapter(&base, 0.2);
+    let good = adapter(&base, 1.0);
     let other = adapter(&Base { sha256: "ab".repeat(32), ..base.clone() }, 0.2);
     let (config, model) = ("adapter_config.json", "adapter_model.safetensors");
-    let name = ("name", b"taste".as_slice());
-    let refusals: [(&[(&str, &[u8])], u16, &str); 10] = [
+    let name: Field = ("name", b"taste");
+    let refusals: [(&[Field], u16, &str); 10] = [
         (&[name, (config, &good.config), (model, &good.model[..good.model.len() - 1])], 400, model),
-        (&[name, (config, &other.config), (model, &other.model)], 400, config),
+        (&[name, (config, &other.config), (model, &other.model)], 400, model),
         (&[name, (config, b"{"), (model, &good.model)], 400, config),
         (&[name, (config, &good.config)], 400, model),
         (&[(config, &good.config), (model, &good.model)], 400, "name"),
@@ -158,7 +158,7 @@ async fn what_is_no_adapter_of_this_base_is_refused_and_leaves_no_trace() {
     assert_eq!(request.body(cut[..cut.len() - 20].to_vec()).send().await.unwrap().status(), 400);
     assert_eq!(server.post("/adapters", &json!({"name": "taste"})).await.status(), 415);
     assert_eq!(get(&server, "/adapters").await["adapters"], json!([]));
-    assert_eq!(candidate(&server, "taste", 0.2).await.0, "taste@1", "no number was used up");
+    assert_eq!(candidate(&server, "taste", 1.0).await.0, "taste@1", "no number was used up");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -167,7 +167,7 @@ async fn transfers_are_bounded_in_size_and_number() {
     let files = adapter(&base(&server.app.engine), 0.2);
     let response = server.import("taste", &files).await;
     assert_eq!(response.status(), 413);
-    let fields = [("name", b"taste".as_slice()), ("adapter_model.safetensors", &[0; 1001])];
+    let fields: [Field; 2] = [("name", b"taste"), ("adapter_model.safetensors", &[0; 1001])];
     let problem: Value = server.upload(&fields).await.json().await.unwrap();
     assert_eq!((&problem["status"], &problem["limit"]), (&json!(413), &json!(1000)));
 

@@ -21,6 +21,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::server::Server;
 
+/// A field of a form: its name and content.
+pub(super) type Field<'a> = (&'a str, &'a [u8]);
+
 impl Server {
     /// The built-in model with a learner that starts no run by itself.
     pub(super) async fn learning() -> Self {
@@ -39,7 +42,7 @@ impl Server {
 
     /// Sends an adapter.
     pub(super) async fn import(&self, name: &str, files: &PeftFiles) -> Response {
-        let fields = [
+        let fields: [Field; 3] = [
             ("name", name.as_bytes()),
             ("adapter_config.json", &files.config),
             ("adapter_model.safetensors", &files.model),
@@ -48,7 +51,7 @@ impl Server {
     }
 
     /// Sends a form.
-    pub(super) async fn upload(&self, fields: &[(&str, &[u8])]) -> Response {
+    pub(super) async fn upload(&self, fields: &[Field<'_>]) -> Response {
         let request = self.request(Method::POST, "/adapters");
         request.header("content-type", "multipart/form-data; boundary=cut").body(form(fields)).send().await.unwrap()
     }
@@ -72,7 +75,7 @@ impl Server {
 }
 
 /// The fields as a multipart body.
-pub(super) fn form(fields: &[(&str, &[u8])]) -> Vec<u8> {
+pub(super) fn form(fields: &[Field<'_>]) -> Vec<u8> {
     let mut body = Vec::new();
     for (name, content) in fields {
         body.extend(format!("--cut\r\ncontent-disposition: form-data; name=\"{name}\"\r\n\r\n").bytes());
