@@ -31,7 +31,7 @@ pub struct DemoArgs {
     /// What the simulated people want
     #[arg(long, value_enum, default_value_t = Task::Taste)]
     pub task: Task,
-    /// How long it learns; the judging of new versions is part of it, the last judging comes after
+    /// How long it learns; the time in which everybody waits while a version is judged does not count
     #[arg(long, default_value_t = 10.0, value_parser = minutes)]
     pub minutes: f64,
     /// Seed of people, prompts, sampling and training
@@ -43,9 +43,9 @@ pub struct DemoArgs {
     /// Write the learning curve, PNG
     #[arg(long, value_name = "FILE")]
     pub plot: Option<PathBuf>,
-    /// Held-out prompts by which each new version is judged
-    #[arg(long, default_value_t = 120, value_name = "N", value_parser = prompts)]
-    pub eval_n: usize,
+    /// Held-out prompts by which each new version is judged [default: 60 pictures or 120 texts]
+    #[arg(long, value_name = "N", value_parser = prompts)]
+    pub eval_n: Option<usize>,
     /// Held-out prompts by which the base and the last version are judged in the end
     #[arg(long, default_value_t = 500, value_name = "N", value_parser = prompts)]
     pub final_n: usize,
@@ -64,6 +64,12 @@ pub struct DemoArgs {
     /// What is run.
     #[command(flatten)]
     pub local: Local,
+}
+
+impl DemoArgs {
+    fn eval_n(&self) -> usize {
+        self.eval_n.unwrap_or(if self.task.draws() { 60 } else { 120 })
+    }
 }
 
 fn minutes(text: &str) -> Result<f64, String> {

@@ -66,7 +66,8 @@ fn axes(sheet: &mut Sheet, most: f64) {
         let label = format!("{}%", tenths * 10);
         sheet.text(left - 10 - Sheet::width(&label), at - 7, &label, INK);
     }
-    let step = [0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 240.0].into_iter().find(|step| most / step <= 8.0).unwrap_or(most);
+    let step =
+        [0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 240.0].into_iter().find(|step| most / step <= 8.0).unwrap_or(most);
     let mut minutes = 0.0;
     while minutes <= most + 1e-9 {
         let at = x(minutes, most);
@@ -126,7 +127,9 @@ impl Sheet {
         for (i, letter) in (0i32..).zip(text.chars()) {
             let left = x + i * (font::WIDTH as i32 + 1) * DOT;
             for (row, bits) in (0i32..).zip(font::rows(letter)) {
-                for column in (0..font::WIDTH as i32).filter(|column| bits >> (font::WIDTH as i32 - 1 - column) & 1 == 1) {
+                for column in
+                    (0..font::WIDTH as i32).filter(|column| bits >> (font::WIDTH as i32 - 1 - column) & 1 == 1)
+                {
                     for dot in 0..DOT * DOT {
                         self.dot(left + column * DOT + dot % DOT, y + row * DOT + dot / DOT, colour);
                     }

@@ -118,7 +118,7 @@ pub struct Report {
     pub task: Task,
     /// Its seed.
     pub seed: u64,
-    /// Minutes of learning, judging of versions included.
+    /// Minutes of learning; the waits in which versions were judged do not count.
     pub minutes: f64,
     /// Versions in the order in which they were served, the base first.
     pub versions: Vec<Version>,

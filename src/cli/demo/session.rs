@@ -39,6 +39,8 @@ pub struct Session<'a> {
     versions: Vec<(Version, Marks)>,
     runs: Vec<Value>,
     begun: Instant,
+    /// Time for which everybody waited while a version was judged.
+    judging: Duration,
 }
 
 /// What the watchers keep.
@@ -61,13 +63,12 @@ impl<'a> Session<'a> {
     pub fn new(args: &'a DemoArgs, server: &Server) -> anyhow::Result<Self> {
         let trainer = server.trainer.clone().context("this model takes no adapters, so it cannot learn")?;
         let (client, codec) = (Client::new(&server.url(), trainer)?, Arc::new(Codec::new()));
-        let judge =
-            Judge { client: client.clone(), task: args.task, seed: args.seed, codec: Arc::clone(&codec) };
+        let judge = Judge { client: client.clone(), task: args.task, seed: args.seed, codec: Arc::clone(&codec) };
         let bar = if std::io::stderr().is_terminal() { ProgressBar::new_spinner() } else { ProgressBar::hidden() };
         bar.set_style(ProgressStyle::with_template("{spinner} {elapsed_precise} {msg}")?);
         bar.enable_steady_tick(Duration::from_millis(200));
-        let (versions, runs, begun) = (Vec::new(), Vec::new(), Instant::now());
-        Ok(Self { args, client, codec, judge, bar, versions, runs, begun })
+        let (versions, runs) = (Vec::new(), Vec::new());
+        Ok(Self { args, client, codec, judge, bar, versions, runs, begun: Instant::now(), judging: Duration::ZERO })
     }
 
     /// Runs it.
@@ -78,12 +79,11 @@ impl<'a> Session<'a> {
         let probe = Probe { client: self.client.clone(), task: self.args.task, seed: self.args.seed };
         self.bar.set_message("latency with nothing else going on");
         let alone = probe.some(ALONE).await?;
-        self.begun = Instant::now();
-        self.judge_version(BASE).await?;
+        self.judge_version(BASE, 0.0).await?;
         let seen = Seen::default();
-        self.begun = Instant::now();
+        (self.begun, self.judging) = (Instant::now(), Duration::ZERO);
         let training = self.learn(probe, &seen).await?;
-        let minutes = self.begun.elapsed().as_secs_f64() / 60.0;
+        let minutes = self.learned().as_secs_f64() / 60.0;
         let judged = self.conclude().await?;
         self.bar.finish_and_clear();
         Ok(self.report(minutes, &alone, &seen, &training, judged))
@@ -105,8 +105,7 @@ impl<'a> Session<'a> {
         watchers.spawn(probe.while_training(training.clone(), Arc::clone(&seen.latencies)));
         watchers.spawn(watch::stream(self.client.clone(), training.clone(), Arc::clone(&seen.streams)));
         let crowd = tokio::spawn(crowd.run(moods));
-        let end = self.begun + Duration::from_secs_f64(self.args.minutes * 60.0);
-        let outcome = self.follow(&training, &mood, end).await;
+        let outcome = self.follow(&training, &mood).await;
         mood.send_replace(Mood::Leaves);
         self.client.pause().await?;
         crowd.await?;
@@ -124,16 +123,18 @@ impl<'a> Session<'a> {
         &mut self,
         training: &channel::Receiver<Training>,
         mood: &channel::Sender<Mood>,
-        end: Instant,
     ) -> anyhow::Result<()> {
-        while Instant::now() < end {
+        let time = Duration::from_secs_f64(self.args.minutes * 60.0);
+        while self.learned() < time {
             let now = training.borrow().clone();
             self.note_run(&now);
             let fresh = self.versions.last().is_none_or(|(version, _)| version.version != now.current);
             let next = if now.busy() || fresh { Mood::Waits } else { Mood::Asks };
             mood.send_if_modified(|mood| std::mem::replace(mood, next) != next);
             if fresh {
-                self.judge_version(&now.current).await?;
+                let begun = Instant::now();
+                self.judge_version(&now.current, self.learned().as_secs_f64()).await?;
+                self.judging += begun.elapsed();
                 continue;
             }
             let (rated, preferred) = self.client.counts().judgements();
@@ -151,7 +152,8 @@ impl<'a> Session<'a> {
     /// Keeps what a run came to, once.
     fn note_run(&mut self, training: &Training) {
         let Some(run) = &training.last_run else { return };
-        if self.runs.last().is_some_and(|last| last.get("id") == run.get("id")) {
+        let known = self.runs.last().is_some_and(|last| last.get("id") == run.get("id"));
+        if known || run.get("status").is_some_and(|status| status == "running") {
             return;
         }
         let of = |key: &str| run.pointer(&format!("/metrics/{key}")).cloned().unwrap_or_default();
@@ -171,10 +173,15 @@ impl<'a> Session<'a> {
         self.runs.push(kept);
     }
 
-    async fn judge_version(&mut self, version: &str) -> anyhow::Result<()> {
+    /// How long it has been learning: nothing is learned while a version is judged.
+    fn learned(&self) -> Duration {
+        self.begun.elapsed().saturating_sub(self.judging)
+    }
+
+    async fn judge_version(&mut self, version: &str, at_s: f64) -> anyhow::Result<()> {
         self.bar.set_message(format!("judging {version}"));
-        let (at_s, mut marks) = (self.begun.elapsed().as_secs_f64(), Marks::default());
-        self.judge.complete(version, &json!({}), self.args.eval_n, &mut marks).await?;
+        let mut marks = Marks::default();
+        self.judge.complete(version, &json!({}), self.args.eval_n(), &mut marks).await?;
         let (rated, preferred) = self.client.counts().judgements();
         let per = self.args.task.ratings(Opinion::default()).len().max(1) as u64;
         let held_out = HeldOut { success: 0.0, ci95: [0.0; 2], n: 0 };
@@ -209,7 +216,7 @@ impl<'a> Session<'a> {
             say(&self.bar, format!("base with {settings}: {:.3} (n {})", share.share, share.n));
         };
         let (settings, base) = self.judge.best(BASE, n, say).await?;
-        let (served, _) = (self.versions[0].1.success().share, ());
+        let served = self.versions[0].1.success().share;
         let last = &self.versions[self.versions.len() - 1];
         // The served settings are settings too.
         if served >= base.success().share {
