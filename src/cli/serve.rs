@@ -19,7 +19,6 @@ use super::{ConfigFile, host, learning, term};
 use crate::api::limits::ApiLimits;
 use crate::api::{self, AppState, Shutdown};
 use crate::config::{self, Config, Limits};
-use crate::rl::trainer::Trainer;
 use crate::store::{self, SqliteStore, Store as _, StoreCounts};
 use crate::telemetry;
 
@@ -86,8 +85,6 @@ pub struct Server {
     pub address: SocketAddr,
     /// Its engine.
     pub host: Host,
-    /// Its learner; `None` when the model takes no adapters.
-    pub trainer: Option<Trainer>,
     store: Arc<SqliteStore>,
     stop: CancellationToken,
     task: JoinHandle<io::Result<()>>,
@@ -116,12 +113,12 @@ impl Server {
         let stop = CancellationToken::new();
         let learner = learning::start(config, &host, store.clone(), stop.child_token()).await?;
         let (trainer, learner) = learner.unzip();
-        state.trainer = trainer.clone();
+        state.trainer = trainer;
         store.ping().await.context("the log does not answer")?;
         ensure!(host.engine.status().healthy, "the engine is not well");
         let task = tokio::spawn(api::serve(listener, Arc::new(state), stop.clone().cancelled_owned()));
         tracing::info!(%address, model = host.engine.spec().name, startup_ms = begun.elapsed().as_millis(), "ready");
-        Ok(Self { address, host, trainer, store, stop, task, learner })
+        Ok(Self { address, host, store, stop, task, learner })
     }
 
     /// Its address as a URL that this machine can use.

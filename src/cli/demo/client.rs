@@ -1,14 +1,12 @@
 //! The only way by which the simulated people reach the server: HTTP.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
-use reqwest::StatusCode;
+use serde::Deserialize;
 use serde_json::{Value, json};
-
-use crate::rl::trainer::Trainer;
 
 /// Longest that an answer is waited for.
 const TIMEOUT: Duration = Duration::from_secs(300);
@@ -38,8 +36,8 @@ impl Counts {
     }
 }
 
-/// What the trainer is doing.
-#[derive(Debug, Clone, PartialEq, Default)]
+/// What the trainer is doing: the part of `GET /training` that matters here.
+#[derive(Debug, Clone, PartialEq, Default, Deserialize)]
 pub struct Training {
     /// `collecting`, `training`, `gating`, ….
     pub state: String,
@@ -59,17 +57,6 @@ impl Training {
     pub fn busy(&self) -> bool {
         matches!(self.state.as_str(), "training" | "gating")
     }
-
-    fn read(body: &Value, current: String) -> Self {
-        let text = |key: &str| body.get(key).and_then(Value::as_str).map(str::to_owned);
-        Self {
-            state: text("state").unwrap_or_default(),
-            current: text("current").unwrap_or(current),
-            waiting: body.get("waiting").and_then(Value::as_u64).unwrap_or(0),
-            last_run: body.get("last_run").filter(|run| !run.is_null()).cloned(),
-            lanes: body.get("lanes").cloned().unwrap_or_default(),
-        }
-    }
 }
 
 /// A client of the demo's server.
@@ -78,31 +65,22 @@ pub struct Client {
     http: reqwest::Client,
     base: Arc<str>,
     counts: Arc<Counts>,
-    rankings: Arc<AtomicBool>,
-    trainer: Trainer,
 }
 
 impl Client {
-    /// A client of the server at `base`. The trainer is asked over HTTP, and directly only where that route is missing.
+    /// A client of the server at `base`.
     ///
     /// # Errors
     /// When no HTTP client can be made.
-    pub fn new(base: &str, trainer: Trainer) -> anyhow::Result<Self> {
+    pub fn new(base: &str) -> anyhow::Result<Self> {
         let http = reqwest::Client::builder().timeout(TIMEOUT).build()?;
-        let rankings = Arc::new(AtomicBool::new(true));
-        Ok(Self { http, base: base.into(), counts: Arc::default(), rankings, trainer })
+        Ok(Self { http, base: base.into(), counts: Arc::default() })
     }
 
     /// How requests ended so far.
     #[must_use]
     pub fn counts(&self) -> &Counts {
         &self.counts
-    }
-
-    /// Whether people can say which of several they prefer.
-    #[must_use]
-    pub fn ranks(&self) -> bool {
-        self.rankings.load(Ordering::Relaxed)
     }
 
     async fn post(&self, path: &str, body: &Value) -> anyhow::Result<reqwest::Response> {
@@ -166,24 +144,14 @@ impl Client {
         Ok(())
     }
 
-    /// Says that `chosen` are all better than `rejected`; `false` when the server has no such route.
+    /// Says that `chosen` are all better than `rejected`.
     ///
     /// # Errors
     /// When it is not taken.
-    pub async fn prefer(&self, chosen: &[&str], rejected: &[&str], user: &str) -> anyhow::Result<bool> {
-        let body = json!({ "ranking": [chosen, rejected], "user": user });
-        let answer = self.post("/preferences", &body).await?;
-        match answer.status() {
-            StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED => {
-                self.rankings.store(false, Ordering::Relaxed);
-                Ok(false)
-            }
-            status if status.is_success() => {
-                self.counts.preferred.fetch_add(1, Ordering::Relaxed);
-                Ok(true)
-            }
-            status => anyhow::bail!("/preferences: {status}: {}", answer.text().await.unwrap_or_default()),
-        }
+    pub async fn prefer(&self, chosen: &[&str], rejected: &[&str], user: &str) -> anyhow::Result<()> {
+        self.sent("/preferences", &json!({ "ranking": [chosen, rejected], "user": user })).await?;
+        self.counts.preferred.fetch_add(1, Ordering::Relaxed);
+        Ok(())
     }
 
     /// Looks up which versions the log has for the completions of a reply; more than the reply's one is a mixture.
@@ -193,25 +161,24 @@ impl Client {
     pub async fn check_version(&self, reply: &Value, ids: &[&str]) -> anyhow::Result<()> {
         let mut mixed = false;
         for id in ids {
-            let url = format!("{}/completions/{id}", self.base);
-            let record: Value = self.http.get(url).send().await?.error_for_status()?.json().await?;
+            let record = self.get(&format!("/completions/{id}")).await?;
             mixed |= record.get("adapter") != reply.get("adapter");
         }
         self.counts.mixed.fetch_add(u64::from(mixed), Ordering::Relaxed);
         Ok(())
     }
 
+    async fn get(&self, path: &str) -> anyhow::Result<Value> {
+        let answer = self.http.get(format!("{}{path}", self.base)).send().await?;
+        Ok(answer.error_for_status()?.json().await?)
+    }
+
     /// What the trainer is doing.
     ///
     /// # Errors
-    /// When the server does not answer.
+    /// When the server does not answer, or its model takes no adapters.
     pub async fn training(&self) -> anyhow::Result<Training> {
-        let answer = self.http.get(format!("{}/training", self.base)).send().await?;
-        let served = self.trainer.publisher().routes().active().to_string();
-        if answer.status() == StatusCode::NOT_FOUND {
-            return Ok(Training::read(&serde_json::to_value(self.trainer.status())?, served));
-        }
-        Ok(Training::read(&answer.error_for_status()?.json().await?, served))
+        Ok(serde_json::from_value(self.get("/training").await?)?)
     }
 
     /// Ends learning; a run in progress is given up.
@@ -219,12 +186,7 @@ impl Client {
     /// # Errors
     /// When the server does not answer.
     pub async fn pause(&self) -> anyhow::Result<()> {
-        let answer = self.post("/training/pause", &json!({})).await?;
-        if answer.status() == StatusCode::NOT_FOUND {
-            self.trainer.pause();
-            return Ok(());
-        }
-        answer.error_for_status()?;
+        self.sent("/training/pause", &json!({})).await?;
         Ok(())
     }
 }

@@ -92,7 +92,7 @@ impl Crowd {
                 said.push((id.as_str(), noisy(*opinion, &mut stream)));
             }
         }
-        if person.is_multiple_of(COMPARES_ONE_IN) && self.client.ranks() && self.compare(&said, &user).await? {
+        if person.is_multiple_of(COMPARES_ONE_IN) && self.compare(&said, &user).await? {
             return Ok(());
         }
         for (id, opinion) in said {
@@ -103,7 +103,7 @@ impl Crowd {
         Ok(())
     }
 
-    /// Those that are liked before the others; `false` if there is nothing to compare or no way to say it.
+    /// Those that are liked before the others; `false` if there is nothing to compare.
     async fn compare(&self, said: &[(&str, Opinion)], user: &str) -> anyhow::Result<bool> {
         let those = |liked: bool| -> Vec<&str> {
             said.iter().filter(|(_, opinion)| opinion.wanted == liked).map(|(id, _)| *id).collect()
@@ -112,7 +112,8 @@ impl Crowd {
         if liked.is_empty() || others.is_empty() {
             return Ok(false);
         }
-        self.client.prefer(&liked, &others, user).await
+        self.client.prefer(&liked, &others, user).await?;
+        Ok(true)
     }
 }
 

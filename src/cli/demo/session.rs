@@ -5,7 +5,6 @@ use std::io::IsTerminal as _;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use anyhow::Context as _;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 use tokio::sync::watch as channel;
@@ -59,10 +58,9 @@ impl<'a> Session<'a> {
     /// A demo on `server`.
     ///
     /// # Errors
-    /// When the model takes no adapters.
+    /// When no HTTP client can be made.
     pub fn new(args: &'a DemoArgs, server: &Server) -> anyhow::Result<Self> {
-        let trainer = server.trainer.clone().context("this model takes no adapters, so it cannot learn")?;
-        let (client, codec) = (Client::new(&server.url(), trainer)?, Arc::new(Codec::new()));
+        let (client, codec) = (Client::new(&server.url())?, Arc::new(Codec::new()));
         let judge = Judge { client: client.clone(), task: args.task, seed: args.seed, codec: Arc::clone(&codec) };
         let bar = if std::io::stderr().is_terminal() { ProgressBar::new_spinner() } else { ProgressBar::hidden() };
         bar.set_style(ProgressStyle::with_template("{spinner} {elapsed_precise} {msg}")?);
@@ -74,7 +72,7 @@ impl<'a> Session<'a> {
     /// Runs it.
     ///
     /// # Errors
-    /// When the server does not answer.
+    /// When the server does not answer, or its model takes no adapters.
     pub async fn run(mut self) -> anyhow::Result<Report> {
         let probe = Probe { client: self.client.clone(), task: self.args.task, seed: self.args.seed };
         self.bar.set_message("latency with nothing else going on");
@@ -161,14 +159,15 @@ impl<'a> Session<'a> {
         let status = run.get("status").cloned().unwrap_or_default();
         let kept = json!({
             "id": run.get("id"), "status": status, "candidate": of("candidate"), "samples": of("samples"),
-            "reward": of("reward"), "gate": checks, "updates": of("updates"), "error": run.get("error"),
+            "reward": of("reward"), "lanes": of("lanes"), "gate": checks, "updates": of("updates"), "error": run.get("error"),
         });
         let failed: Vec<&Value> = checks.as_array().into_iter().flatten().filter(|c| c["passed"] == false).collect();
         if status != "promoted" {
             let why = failed.iter().map(|c| format!("{} {:.3} (limit {})", c["name"], c["value"], c["limit"]));
-            let error = run.get("error").filter(|error| !error.is_null());
-            let error = error.map_or(String::new(), ToString::to_string);
-            self.say(format!("{} {status}: {} {error}", of("candidate"), why.collect::<Vec<_>>().join(", ")));
+            let why = why.collect::<Vec<_>>().join(", ");
+            let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+            let (candidate, status, error) = (text(&of("candidate")), text(&status), text(&run["error"]));
+            self.say(format!("{candidate:<12} {status}: {why}{error}"));
         }
         self.runs.push(kept);
     }
