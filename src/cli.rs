@@ -10,6 +10,7 @@ use serde::Serialize;
 use crate::config::{ConfigError, Engine, Resolved, Telemetry};
 
 pub mod bench;
+pub mod demo;
 pub mod doctor;
 pub mod eval;
 pub mod generate;
@@ -47,6 +48,8 @@ pub enum Command {
     Bench(bench::BenchArgs),
     /// Measure how well the model does on held-out prompts
     Eval(eval::EvalArgs),
+    /// Watch it learn from simulated people, who talk HTTP only
+    Demo(Box<demo::DemoArgs>),
     /// Train the starter model from nothing
     Pretrain(pretrain::PretrainArgs),
     /// Print the OpenAPI document
@@ -109,6 +112,7 @@ fn dispatch(command: Command, matches: &ArgMatches) -> anyhow::Result<ExitCode> 
         Command::Generate(args) => generate::run(args, matches),
         Command::Bench(args) => bench::run(&args, matches),
         Command::Eval(args) => eval::run(&args, matches),
+        Command::Demo(args) => demo::run(&args, matches),
         Command::Pretrain(args) => pretrain::run(&args, matches),
         Command::Openapi => openapi::run(),
         Command::Doctor(args) => doctor::run(&args, matches),

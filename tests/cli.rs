@@ -30,8 +30,18 @@ fn complaint(args: &[&str], env: &[(&str, &str)]) -> String {
 #[test]
 fn help_of_every_command() {
     insta::assert_snapshot!("help", stdout(&["--help"], &[]));
-    let commands =
-        ["serve", "generate text", "generate image", "bench", "eval", "pretrain", "openapi", "doctor", "health"];
+    let commands = [
+        "serve",
+        "generate text",
+        "generate image",
+        "bench",
+        "demo",
+        "eval",
+        "pretrain",
+        "openapi",
+        "doctor",
+        "health",
+    ];
     for command in commands {
         let args: Vec<&str> = command.split(' ').chain(["--help"]).collect();
         insta::assert_snapshot!(format!("help {command}").replace(' ', "_"), stdout(&args, &[]));

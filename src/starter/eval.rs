@@ -71,7 +71,9 @@ pub struct Share {
 }
 
 impl Share {
-    fn of(successes: usize, n: usize) -> Self {
+    /// Of `successes` in `n` trials.
+    #[must_use]
+    pub fn of(successes: usize, n: usize) -> Self {
         const Z: f64 = 1.959_964;
         let (share, trials) = (successes as f64 / n.max(1) as f64, n.max(1) as f64);
         let centre = (share + Z * Z / (2.0 * trials)) / (1.0 + Z * Z / trials);

@@ -1,0 +1,330 @@
+//! What the simulated people want: prompts, how they ask, what they think of a result, and how the server learns of it.
+
+use std::collections::BTreeMap;
+
+use anyhow::Context as _;
+use clap::ValueEnum;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
+
+use crate::config::Config;
+use crate::diffusion::rng::{Stream, mix64};
+use crate::rl::gate::GateConfig;
+use crate::rl::lanes::{Lane, LaneConfig, PREFERENCE};
+use crate::rl::reward::combine::{Aggregate, OnMissing};
+use crate::rl::reward::config::{Hook, HookKind, Metric, MetricType, Optimize, Reward};
+use crate::rl::trainer::{Promotion, TrainingConfig};
+use crate::starter::scenes::{self, Codec, Colour, KINDS, SceneSpec};
+use crate::starter::words::{self, Problem};
+
+/// Completions that a person asks for at once.
+pub const GROUP: u64 = 8;
+/// One word problem in this many, by its arithmetic, is for judging and never shown to the crowd.
+const WORDS_JUDGED_ONE_IN: u64 = 4;
+/// The colour that people like.
+const LIKED: Colour = Colour::Blue;
+
+/// What people want.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Task {
+    /// Captions that leave the colour open; people like blue
+    Taste,
+    /// Captions of every kind; people like pictures that are right
+    Scenes,
+    /// Arithmetic that the model never trained on; people like right answers
+    Words,
+}
+
+/// A prompt with what is needed to judge a result.
+#[derive(Debug, Clone)]
+pub enum Prompt {
+    /// A caption and its meaning.
+    Scene(String, SceneSpec),
+    /// A problem.
+    Words(Problem),
+}
+
+/// What somebody who looks closely thinks of a result.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct Opinion {
+    /// It is what people want.
+    pub wanted: bool,
+    /// It is what was asked for.
+    pub correct: bool,
+    /// How much of it is there.
+    pub soft: f64,
+}
+
+impl Task {
+    /// Its name.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Taste => "taste",
+            Self::Scenes => "scenes",
+            Self::Words => "words",
+        }
+    }
+
+    /// What success is, in words.
+    #[must_use]
+    pub fn success(self) -> &'static str {
+        match self {
+            Self::Taste => "share of blue pictures",
+            Self::Scenes => "share of right pictures",
+            Self::Words => "share of right answers",
+        }
+    }
+
+    /// Whether it is about pictures.
+    #[must_use]
+    pub fn draws(self) -> bool {
+        self != Self::Words
+    }
+
+    /// Prompt number `index`; the crowd's and the judge's (`held_out`) have nothing in common.
+    #[must_use]
+    pub fn prompt(self, seed: u64, index: u64, held_out: bool) -> Prompt {
+        let mut stream = Stream::new(mix64(seed ^ (u64::from(held_out) << 32)), index);
+        let split = if held_out { scenes::Split::HeldOut } else { scenes::Split::Train };
+        match self {
+            Self::Taste => loop {
+                let example = scenes::sample(&mut stream, scenes::Kind::Single, split);
+                if example.spec.groups.iter().all(|group| group.colour.is_none()) {
+                    return Prompt::Scene(example.caption, example.spec);
+                }
+            },
+            Self::Scenes => {
+                // Kinds in turn: every share of the prompts is balanced.
+                let kind = KINDS[index as usize % KINDS.len()];
+                let example = scenes::sample(&mut stream, kind, split);
+                Prompt::Scene(example.caption, example.spec)
+            }
+            Self::Words => loop {
+                let problem = words::sample_mixed(&mut stream, words::Split::HeldOutOperands);
+                if words_held_out(&problem) == held_out {
+                    return Prompt::Words(problem);
+                }
+            },
+        }
+    }
+
+    /// Where requests go.
+    #[must_use]
+    pub fn route(self) -> &'static str {
+        if self.draws() { "/generate/image" } else { "/generate/text" }
+    }
+
+    /// What the crowd asks for besides the prompt: samplers that explore, and that are on-policy.
+    #[must_use]
+    pub fn asked(self) -> Value {
+        if self.draws() {
+            json!({ "n": GROUP, "sampler": { "kind": "emerge" }, "steps": 16, "guidance_scale": 0, "temperature": 1 })
+        } else {
+            json!({ "n": GROUP, "temperature": 1.0, "max_tokens": 24, "block_length": 8, "steps": 12 })
+        }
+    }
+
+    /// Settings at which the base is judged too, so that a gain is not one that a better setting gives for nothing.
+    #[must_use]
+    pub fn settings(self) -> Vec<Value> {
+        if !self.draws() {
+            return [16, 32].map(|steps| json!({ "temperature": 0, "steps": steps })).to_vec();
+        }
+        let mut out = Vec::new();
+        for guidance in [0.5, 1.0, 1.5, 2.0] {
+            for temperature in [0.4, 0.6, 0.8] {
+                out.push(json!({ "guidance_scale": guidance, "token_temperature": temperature }));
+            }
+        }
+        out
+    }
+
+    /// The opinion of every completion of a reply, with the completion's id.
+    ///
+    /// # Errors
+    /// When the reply is not one of this task's route.
+    pub fn look(self, codec: &Codec, prompt: &Prompt, reply: &Value) -> anyhow::Result<Vec<(String, Opinion)>> {
+        let key = if self.draws() { "images" } else { "completions" };
+        let completions = reply.get(key).and_then(Value::as_array).context("a reply without completions")?;
+        completions
+            .iter()
+            .map(|one| {
+                let id = one.get("id").and_then(Value::as_str).context("a completion without an id")?;
+                let opinion = match prompt {
+                    Prompt::Scene(_, spec) => self.of_picture(codec, spec, one)?,
+                    Prompt::Words(problem) => of_text(problem, one)?,
+                };
+                Ok((id.to_owned(), opinion))
+            })
+            .collect()
+    }
+
+    fn of_picture(self, codec: &Codec, spec: &SceneSpec, image: &Value) -> anyhow::Result<Opinion> {
+        let codes: Vec<u16> = serde_json::from_value(image.get("codes").cloned().unwrap_or_default())?;
+        let verdict = scenes::verify(&codec.decode(&codes)?, spec);
+        let liked = !verdict.objects.is_empty() && verdict.objects.iter().all(|seen| seen.colour == Some(LIKED));
+        let wanted = if self == Self::Taste { liked } else { verdict.strict };
+        Ok(Opinion { wanted, correct: verdict.strict, soft: f64::from(verdict.soft) })
+    }
+
+    /// What a person says of a completion: metrics and values.
+    #[must_use]
+    pub fn ratings(self, opinion: Opinion) -> Vec<(&'static str, Value)> {
+        match self {
+            Self::Taste => vec![("thumbs", opinion.wanted.into()), ("correct", opinion.correct.into())],
+            Self::Scenes => vec![("thumbs", opinion.wanted.into()), ("soft", opinion.soft.into())],
+            Self::Words => vec![("thumbs", opinion.wanted.into())],
+        }
+    }
+
+    /// Metrics with what each counts in the reward.
+    fn metrics(self) -> Vec<(&'static str, MetricType, f64)> {
+        let more = match self {
+            Self::Taste => Some(("correct", MetricType::Bool, 0.5)),
+            Self::Scenes => Some(("soft", MetricType::Number, 0.3)),
+            Self::Words => None,
+        };
+        let always = [("thumbs", MetricType::Bool, 1.0), (PREFERENCE, MetricType::Number, 1.0)];
+        always.into_iter().chain(more).collect()
+    }
+
+    /// Makes `config` that of a server that learns this task from people alone, and at once.
+    pub fn configure(self, config: &mut Config, seed: u64) {
+        let number = |kind| (kind == MetricType::Number).then_some([0.0, 1.0]);
+        let declare = |(name, kind, _): (&str, MetricType, f64)| {
+            let (range, choices) = (number(kind), BTreeMap::new());
+            let metric = Metric { kind, optimize: Optimize::Max, range, true_value: 1.0, false_value: 0.0, choices };
+            (name.to_owned(), metric)
+        };
+        config.metrics = self.metrics().into_iter().map(declare).collect();
+        let metrics = self.metrics().into_iter();
+        config.reward = Reward {
+            aggregate: Aggregate::SumThenNormalize,
+            allow_user_only_reward: true,
+            hook: metrics.map(|(name, _, weight)| hook(name, HookKind::Feedback, "metric", weight)).collect(),
+            ..Reward::default()
+        };
+        let guard = self.draws().then(|| hook("scene_strict", HookKind::Builtin, "builtin", 1.0));
+        config.guard = guard.into_iter().collect();
+        config.training = self.training(seed);
+    }
+
+    fn training(self, seed: u64) -> TrainingConfig {
+        let per_completion = self.ratings(Opinion::default()).len() as u64;
+        TrainingConfig {
+            adapter: self.name().to_owned(),
+            min_samples: 300 * per_completion,
+            min_interval_s: 0,
+            lanes: vec![Lane::Groups],
+            promotion: Promotion::Auto,
+            batch: 96,
+            inner: if self.draws() { 2 } else { 4 },
+            lr: if self == Self::Taste { 1e-3 } else { 5e-4 },
+            beta: 0.01,
+            // What is watched here is the rise of the success rate; ratings of one moment take no version back.
+            trial_ratings: 1_000_000,
+            data: LaneConfig { per_subject_max: 4096, hold_out_one_in: 8, ..LaneConfig::default() },
+            gate: GateConfig { prompts: 32, completions: 4, max_guard_loss: 0.2, max_kl: 2.0, ..GateConfig::default() },
+            seed,
+            ..TrainingConfig::default()
+        }
+    }
+}
+
+impl Prompt {
+    /// The text that is sent.
+    #[must_use]
+    pub fn text(&self) -> &str {
+        match self {
+            Self::Scene(caption, _) => caption,
+            Self::Words(problem) => &problem.question,
+        }
+    }
+
+    /// A request with `settings` and `more`, the latter winning.
+    #[must_use]
+    pub fn request(&self, settings: &Value, more: Value) -> Value {
+        let mut body = Map::from_iter([("prompt".to_owned(), self.text().into())]);
+        if matches!(self, Self::Scene(..)) {
+            body.insert("return".to_owned(), json!(["codes"]));
+        }
+        for part in [settings.clone(), more] {
+            if let Value::Object(part) = part {
+                body.extend(part);
+            }
+        }
+        Value::Object(body)
+    }
+}
+
+fn of_text(problem: &Problem, completion: &Value) -> anyhow::Result<Opinion> {
+    let text = completion.get("text").and_then(Value::as_str).context("a completion without a text")?;
+    let right = words::verify(text, problem.answer).correct;
+    Ok(Opinion { wanted: right, correct: right, soft: f64::from(u8::from(right)) })
+}
+
+/// By the arithmetic, not the story: the judged lines of arithmetic are in no problem of the crowd.
+fn words_held_out(problem: &Problem) -> bool {
+    let hash = problem.answer_text.bytes().fold(0, |hash, byte| mix64(hash ^ u64::from(byte)));
+    hash.is_multiple_of(WORDS_JUDGED_ONE_IN)
+}
+
+fn hook(name: &str, kind: HookKind, option: &str, weight: f64) -> Hook {
+    Hook {
+        name: name.to_owned(),
+        kind,
+        weight,
+        range: None,
+        required: false,
+        on_missing: OnMissing::Neutral,
+        gate: false,
+        gate_fail_reward: -1.0,
+        gate_min: 0.5,
+        options: BTreeMap::from([(option.to_owned(), name.into())]),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    const TASKS: [Task; 3] = [Task::Taste, Task::Scenes, Task::Words];
+
+    #[test]
+    fn the_judge_asks_what_the_crowd_never_asked() {
+        for task in TASKS {
+            let texts = |held_out| -> HashSet<String> {
+                (0..300).map(|i| task.prompt(1, i, held_out).text().to_owned()).collect()
+            };
+            assert!(texts(false).is_disjoint(&texts(true)), "{task:?}");
+        }
+    }
+
+    #[test]
+    fn people_like_what_they_like() {
+        let codec = Codec::new();
+        let spec = scenes::parse("a circle").unwrap();
+        let of = |colour: Colour| {
+            let exact = scenes::parse(&format!("a {} circle", colour.word())).unwrap();
+            let scene = scenes::Scene::draw(&exact, &mut Stream::new(1, 1)).unwrap();
+            let reply = json!({ "images": [{ "id": "x", "codes": scene.codes(&codec) }] });
+            Task::Taste.look(&codec, &Prompt::Scene("a circle".to_owned(), spec.clone()), &reply).unwrap()[0].1
+        };
+        assert!(of(LIKED).wanted && of(LIKED).correct);
+        assert!(!of(Colour::Red).wanted && of(Colour::Red).correct);
+    }
+
+    #[test]
+    fn the_configurations_are_valid() {
+        for task in TASKS {
+            let mut config = Config::default();
+            task.configure(&mut config, 1);
+            config.validate().unwrap();
+            config.reward.validate(&config.metrics).unwrap();
+        }
+    }
+}
