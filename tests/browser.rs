@@ -31,12 +31,31 @@ async fn the_playground_generates_and_its_ratings_are_stored() {
         let stored = values(&pool, id, rating["metric"].as_str().unwrap()).await;
         assert!(stored.contains(&value), "{rating} is not among {stored:?}");
     }
+    let preferred = report["preferred"].as_array().unwrap();
+    assert!(preferred.len() >= 2, "a choice and a tie: {report}");
+    for preference in preferred {
+        let tie = preference.get("ranking").is_some();
+        let side = |name: &str, at: usize| {
+            let id = if tie { &preference["ranking"][0][at] } else { &preference[name] };
+            id.as_str().unwrap().parse::<Uuid>().unwrap()
+        };
+        let pair = [side("chosen", 0), side("rejected", 1)];
+        assert_eq!(pairs(&pool, pair, tie).await, 1, "{preference} is stored once");
+    }
     let wanted: Vec<f64> = report["changed"]["values"].as_array().into_iter().flatten().map(number).collect();
     assert_eq!(values(&pool, report["changed"]["completion_id"].as_str().unwrap(), "thumbs").await, wanted);
 }
 
 fn number(value: &Value) -> f64 {
     f64::from(u8::from(value.as_bool().unwrap()))
+}
+
+/// Stored pairs of these two; of a tie in either order.
+async fn pairs(pool: &SqlitePool, [chosen, rejected]: [Uuid; 2], tie: bool) -> i64 {
+    let count = "SELECT count(*) FROM preference_pair WHERE tie = ?3 \
+                 AND ((chosen_id = ?1 AND rejected_id = ?2) OR (?3 AND chosen_id = ?2 AND rejected_id = ?1))";
+    let (chosen, rejected) = (chosen.as_bytes().as_slice(), rejected.as_bytes().as_slice());
+    sqlx::query_scalar(count).bind(chosen).bind(rejected).bind(tie).fetch_one(pool).await.unwrap()
 }
 
 /// Runs the browser's side; its last line is what it rated.

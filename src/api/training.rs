@@ -35,6 +35,8 @@ pub(crate) struct TrainingStatus {
     pub reason: String,
     /// Judgements that wait for the next run.
     pub waiting: u64,
+    /// Judgements that start a run.
+    pub min_samples: u64,
     /// Distinct raters of these.
     pub subjects: u64,
     /// Samples of all runs, by lane: `groups`, `regenerated` and `singles`.
@@ -225,6 +227,7 @@ async fn status(app: &App) -> Result<TrainingStatus, ApiError> {
         state: status.state,
         reason: status.reason,
         waiting: status.waiting,
+        min_samples: status.min_samples,
         subjects: status.subjects,
         lanes: lanes(status.lanes, totals),
         current: routes.active().to_string(),

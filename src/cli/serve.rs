@@ -113,6 +113,7 @@ impl Server {
         let stop = CancellationToken::new();
         let learner = learning::start(config, &host, store.clone(), stop.child_token()).await?;
         let (trainer, learner) = learner.unzip();
+        state.learning = trainer.as_ref().filter(|_| config.training.enabled).map(|_| config.training.promotion);
         state.trainer = trainer;
         store.ping().await.context("the log does not answer")?;
         ensure!(host.engine.status().healthy, "the engine is not well");

@@ -120,6 +120,15 @@ export function imageUrl(id) {
   return `/completions/${encodeURIComponent(id)}/image`;
 }
 
+/** This browser's own random id: a person's judgements count as one person's. The server keeps only a keyed hash of it. */
+function visitor() {
+  const known = localStorage.getItem('lacuna-visitor');
+  if (known) return known;
+  const id = newKey();
+  localStorage.setItem('lacuna-visitor', id);
+  return id;
+}
+
 /**
  * Durable when this resolves.
  * @param {{completion_id: string, metric: string, value: boolean|number|string}} feedback
@@ -127,7 +136,7 @@ export function imageUrl(id) {
  * @returns {Promise<{feedback_id: string}>}
  */
 export async function sendFeedback(feedback, key) {
-  return (await request('/feedback', post(feedback, { 'idempotency-key': key }))).json();
+  return (await request('/feedback', post({ ...feedback, user: visitor() }, { 'idempotency-key': key }))).json();
 }
 
 /**
@@ -137,7 +146,7 @@ export async function sendFeedback(feedback, key) {
  * @returns {Promise<{preference_id: string}>}
  */
 export async function sendPreference(preference, key) {
-  return (await request('/preferences', post(preference, { 'idempotency-key': key }))).json();
+  return (await request('/preferences', post({ ...preference, user: visitor() }, { 'idempotency-key': key }))).json();
 }
 
 /** @returns {Promise<any>} what the trainer does, from what, with what result */

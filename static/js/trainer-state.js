@@ -66,12 +66,10 @@ const sentence = (text) => (text ? `${text[0].toUpperCase()}${text.slice(1)}.`.r
  * @param {any} status
  * @returns {number|null} 0–1; null while nobody can tell
  */
-function progress({ state, run, reason, waiting }) {
+function progress({ state, run, waiting, min_samples: wanted }) {
   if (state === 'gating') return null;
   if (state === 'training') return run && run.total > 0 ? run.done / run.total : null;
-  // What is missing stands in the reason only; without it the bar stays empty.
-  const missing = state === 'collecting' ? /^(\d+) more judgements/.exec(reason ?? '') : null;
-  return missing ? waiting / Math.max(1, waiting + Number(missing[1])) : state === 'collecting' && waiting > 0 ? 1 : 0;
+  return state === 'collecting' ? Math.min(1, waiting / Math.max(1, wanted)) : 0;
 }
 
 /**

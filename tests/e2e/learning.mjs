@@ -15,7 +15,9 @@ async function preference(page, act) {
   const answered = page.waitForResponse((response) => response.url().endsWith('/preferences'));
   await act();
   const response = await answered;
-  return { status: response.status(), body: JSON.parse(response.request().postData()), key: response.request().headers()['idempotency-key'] };
+  const { user, ...body } = JSON.parse(response.request().postData());
+  assert.match(user, /^[0-9a-f]{32}$/, 'a random id, the same for every judgement of this browser');
+  return { status: response.status(), body, key: response.request().headers()['idempotency-key'] };
 }
 
 /** Two pictures, in as few steps as will do. */
@@ -71,7 +73,7 @@ async function serve(page, world) {
     if (path === '/adapters') return reply(route, 200, { routes: routes(), adapters: world.versions.map(({ gate, ...rest }) => rest).toReversed() });
     if (path.startsWith('/adapters/')) return reply(route, 200, world.versions.find(({ version }) => path.endsWith(version)));
     return reply(route, 200, {
-      state: world.state, reason: world.reason, waiting: 168, subjects: 41, current: world.active, routes: routes(), run: world.run ?? null,
+      state: world.state, reason: world.reason, waiting: 168, min_samples: 256, subjects: 41, current: world.active, routes: routes(), run: world.run ?? null,
       lanes: { groups: { used: 1284, dropped: { no_variance: 212, stale: 31 } }, regenerated: { used: 0, dropped: {} }, singles: { used: 377, dropped: { warming_up: 50 } } },
       last_run: { id: 'r', status: 'candidate', error: null, metrics: { candidate: 'main@4', samples: 512, reward: 0.61, updates: [{ drift: 0.003 }], gate: world.gate ?? world.versions.at(-1).gate } },
     });

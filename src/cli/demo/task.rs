@@ -311,7 +311,7 @@ mod tests {
         let of = |colour: Colour| {
             let exact = scenes::parse(&format!("a {} circle", colour.word())).unwrap();
             let scene = scenes::Scene::draw(&exact, &mut Stream::new(1, 1)).unwrap();
-            let reply = json!({ "images": [{ "id": "x", "codes": scene.codes(&codec) }] });
+            let reply = json!({ "images": [{ "id": "x", "codes": scene.codes(&codec).to_vec() }] });
             Task::Taste.look(&codec, &Prompt::Scene("a circle".to_owned(), spec.clone()), &reply).unwrap()[0].1
         };
         assert!(of(LIKED).wanted && of(LIKED).correct);

@@ -127,7 +127,11 @@ impl Trainer {
         parts.config.validate()?;
         let lanes = Lane::ALL.map(|lane| (lane.as_str().to_owned(), LaneStatus::default())).into_iter().collect();
         let shared = Arc::new(Shared {
-            status: Mutex::new(TrainerStatus { lanes, ..TrainerStatus::default() }),
+            status: Mutex::new(TrainerStatus {
+                lanes,
+                min_samples: parts.config.min_samples,
+                ..TrainerStatus::default()
+            }),
             wake: Notify::new(),
             wanted: AtomicBool::new(false),
             paused: AtomicBool::new(false),

@@ -72,6 +72,8 @@ pub struct TrainerStatus {
     pub reason: String,
     /// Judgements that wait for the next run.
     pub waiting: u64,
+    /// Judgements that start a run.
+    pub min_samples: u64,
     /// Distinct subjects of these.
     pub subjects: u64,
     /// The run in progress.
