@@ -280,3 +280,6 @@ fn links(pool: &TrainingPool) -> HashMap<Uuid, Uuid> {
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
+
+#[cfg(test)]
+mod tests;

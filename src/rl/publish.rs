@@ -12,6 +12,7 @@ use super::RlError;
 use crate::adapters::{self, Adapter, Routes, Status, VersionId};
 use crate::engine::{Engine, Serving};
 use crate::store::{Author, Change, NewAdapter, Store};
+use crate::telemetry::metrics as names;
 
 /// The channel of all requests.
 const CHANNEL: &str = "default";
@@ -238,6 +239,7 @@ impl Publisher {
         let serving = self.serving(next.clone()).await?;
         self.store.change_registry(changes, order.author()).await?;
         self.engine.publish(serving);
+        metrics::counter!(names::ADAPTER_SWAPS).increment(1);
         tracing::info!(active = %next.active(), canary = ?next.canary().map(|(id, share)| (id.to_string(), share)), actor = order.actor, "adapters routed");
         Ok(next)
     }

@@ -300,3 +300,6 @@ impl Sums {
         report.logprob = self.logprob / tokens;
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -6,3 +6,4 @@ mod reference;
 mod scheduling;
 mod serving;
 mod starter;
+mod swaps;

@@ -66,7 +66,7 @@ pub(crate) async fn approve(
 ) -> Result<Json<RoutesInfo>, ApiError> {
     let order = order(body.reason, "approved")?;
     let share = body.share.map(|share| check::probability("share", share)).transpose()?;
-    let routes = app.trainer()?.publisher().promote(&id, share, &order).await?;
+    let routes = app.trainer()?.promote(&id, share, &order).await?;
     Ok(Json(RoutesInfo::from(&routes)))
 }
 

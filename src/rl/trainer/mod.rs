@@ -25,12 +25,13 @@ use super::RlError;
 use super::advantage::Baselines;
 use super::lanes::Lane;
 use super::policy::Policy;
-use super::publish::Publisher;
+use super::publish::{Order, Publisher};
 use super::reward::Rewards;
 use super::update::UpdateReport;
-use crate::adapters::VersionId;
+use crate::adapters::{Routes, VersionId};
 use crate::engine::Engine;
 use crate::store::Store;
+use crate::telemetry::metrics as names;
 pub use config::{Promotion, TrainingConfig};
 use run::Run;
 use status::{LaneStatus, LastRun, Phase, RunProgress, TrainerStatus};
@@ -95,6 +96,14 @@ impl Shared {
     }
 
     fn lanes(&self, counts: &BTreeMap<Lane, (u64, BTreeMap<String, u64>)>) {
+        for (lane, (used, dropped)) in counts {
+            let count = |fate: &str, n: u64| {
+                metrics::counter!(names::TRAINING_SAMPLES, "lane" => lane.as_str(), "fate" => fate.to_owned())
+                    .increment(n);
+            };
+            count("used", *used);
+            dropped.iter().for_each(|(reason, n)| count(reason, *n));
+        }
         self.with(|status| {
             for (lane, (used, dropped)) in counts {
                 let of = status.lanes.entry(lane.as_str().to_owned()).or_default();
@@ -154,6 +163,16 @@ impl Trainer {
     #[must_use]
     pub fn publisher(&self) -> &Arc<Publisher> {
         &self.publisher
+    }
+
+    /// Gives version `id` to everybody (`share` `None`) or to a share of the subjects, and watches what people say of it.
+    ///
+    /// # Errors
+    /// As [`Publisher::promote`].
+    pub async fn promote(&self, id: &VersionId, share: Option<f64>, order: &Order) -> Result<Routes, RlError> {
+        let routes = self.publisher.promote(id, share, order).await?;
+        self.shared.promoted();
+        Ok(routes)
     }
 
     /// Starts a run as soon as possible, however few judgements there are.
@@ -279,6 +298,7 @@ impl Task {
             Err(error) => ("failed".to_owned(), serde_json::json!({}), Some(error.to_string())),
         };
         tracing::info!(run = %id, status, error, "a training run ended");
+        metrics::counter!(names::TRAINING_RUNS, "status" => status.clone()).increment(1);
         let last = LastRun { id, status: status.clone(), metrics: metrics.clone(), error: error.clone() };
         self.shared.with(|s| s.last_run = Some(last));
         self.shared.wait(Phase::Collecting, "a run has ended");

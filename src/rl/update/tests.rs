@@ -1,0 +1,145 @@
+use candle_core::Device;
+
+use super::*;
+use crate::models::optim::OptimConfig;
+use crate::rl::masks::{Role, Tail, roles};
+use crate::rl::policy::LoraConfig;
+use crate::starter;
+
+fn workshop(threads: usize, pace: impl Fn() -> bool + Send + Sync + 'static) -> Workshop {
+    let model = starter::model::load(&Device::Cpu).unwrap().backbone.for_learning().unwrap();
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+    Workshop { model, pool, pace: Box::new(pace) }
+}
+
+fn policy(workshop: &Workshop) -> Policy {
+    let config = workshop.model.adaptable().unwrap();
+    Policy::fresh(config, &LoraConfig { rank: 4, alpha: 8.0 }, OptimConfig::default(), 3, &Device::Cpu).unwrap()
+}
+
+/// Two answers to each of some questions: the first of each pair is the better one.
+fn batch() -> Vec<Judged> {
+    let text = starter::code_ids().start;
+    (0..6u64)
+        .map(|i| {
+            let completion: Vec<u32> = (0..5).map(|k| 30 + ((i * 7 + k * 3) % 60) as u32).collect();
+            let roles: Vec<Role> = roles(&completion, &[], Tail::default());
+            let prefix = vec![1, 20 + (i / 2) as u32];
+            let sample = Sample { id: i, prefix, completion, suffix: vec![], vocab: 0..text, roles, guidance: None };
+            Judged { sample, advantage: if i % 2 == 0 { 0.7 } else { -0.7 }, weight: 1.0, behaviour: None }
+        })
+        .collect()
+}
+
+fn config() -> UpdateConfig {
+    UpdateConfig {
+        estimator: Estimator::TEXT,
+        loss: LossConfig::default(),
+        inner: 3,
+        micro_rows: 20,
+        max_drift: 1.0,
+        behaviour_cap: 2.0,
+        max_staleness: 0.7,
+        seed: 5,
+    }
+}
+
+/// Σ A · log p over the scored positions, under masks that training does not use.
+fn favour(workshop: &Workshop, adapter: Option<&Arc<Lora>>) -> f64 {
+    let batch = batch();
+    let samples: Vec<Sample> = batch.iter().map(|judged| judged.sample.clone()).collect();
+    let step = Step::draw(&Estimator::TEXT, &samples, 99, 1, 0).unwrap();
+    let logprobs = step.gather(&logprobs(&*workshop.model, adapter, &step.views(), 500).unwrap());
+    let of = |(judged, range): (&Judged, &std::ops::Range<usize>)| {
+        judged.advantage * logprobs[range.clone()].iter().sum::<f64>()
+    };
+    batch.iter().zip(step.segments()).map(of).sum()
+}
+
+#[test]
+fn what_was_liked_becomes_more_likely() {
+    let workshop = workshop(2, || true);
+    let mut policy = policy(&workshop);
+    let before = favour(&workshop, None);
+    for _ in 0..4 {
+        let report = update(&workshop, &mut policy, None, &batch(), &config(), 3e-3).unwrap();
+        assert_eq!((report.steps, report.skipped, report.stale), (3, 0, 0));
+    }
+    let after = favour(&workshop, Some(&policy.snapshot().unwrap()));
+    assert!(after > before + 1.0, "{before} to {after}");
+}
+
+#[test]
+fn neither_threads_nor_micro_batches_change_an_update() {
+    let run = |threads, micro_rows| {
+        let workshop = workshop(threads, || true);
+        let mut policy = policy(&workshop);
+        let report = update(&workshop, &mut policy, None, &batch(), &UpdateConfig { micro_rows, ..config() }, 1e-3);
+        let state = policy.state();
+        let values: Vec<f32> =
+            state.values().flat_map(|tensor| tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap()).collect();
+        (report.unwrap(), values)
+    };
+    let (one, two) = (run(1, 20), run(2, 20));
+    assert!(one == two, "threads");
+    let whole = run(1, 10_000);
+    let close = |a: f64, b: f64| (a - b).abs() < 1e-4 * (1.0 + b.abs());
+    assert!(close(one.0.loss, whole.0.loss) && close(one.0.kl, whole.0.kl), "{:?} {:?}", one.0, whole.0);
+}
+
+#[test]
+fn a_version_that_is_too_far_away_is_left_out_and_counted() {
+    let workshop = workshop(1, || true);
+    let mut far = policy(&workshop);
+    for _ in 0..12 {
+        update(&workshop, &mut far, None, &batch(), &UpdateConfig { max_drift: 100.0, ..config() }, 2e-2).unwrap();
+    }
+    let far = far.snapshot().unwrap();
+    let mut foreign = batch();
+    foreign.iter_mut().for_each(|judged| judged.behaviour = Some(Arc::clone(&far)));
+    let strict = UpdateConfig { max_staleness: 1e-3, ..config() };
+    let report = update(&workshop, &mut policy(&workshop), None, &foreign, &strict, 1e-3).unwrap();
+    assert!(report.stale >= 5, "{report:?}");
+    let tolerant = UpdateConfig { max_staleness: 1e3, ..config() };
+    assert_eq!(update(&workshop, &mut policy(&workshop), None, &foreign, &tolerant, 1e-3).unwrap().stale, 0);
+}
+
+#[test]
+fn an_update_stops_when_told_to_and_when_it_goes_too_far() {
+    let told = workshop(1, || false);
+    let mut untouched = policy(&told);
+    let report = update(&told, &mut untouched, None, &batch(), &config(), 1e-3).unwrap();
+    assert!(report.interrupted && report.steps == 0 && untouched.steps() == 0);
+    let free = workshop(1, || true);
+    let hasty = UpdateConfig { max_drift: 1e-9, ..config() };
+    let report = update(&free, &mut policy(&free), None, &batch(), &hasty, 1e-2).unwrap();
+    assert!(report.stopped && report.steps < 3, "{report:?}");
+}
+
+#[test]
+fn a_loss_that_is_not_finite_changes_nothing_and_is_counted() {
+    let workshop = workshop(1, || true);
+    let mut policy = policy(&workshop);
+    let mut poisoned = batch();
+    poisoned[0].advantage = f64::NAN;
+    let report = update(&workshop, &mut policy, None, &poisoned, &config(), 1e-3).unwrap();
+    assert_eq!((report.skipped, report.steps, policy.steps()), (3, 0, 0));
+}
+
+#[test]
+fn a_restored_policy_goes_on_as_if_nothing_had_happened() {
+    let workshop = workshop(1, || true);
+    let mut whole = policy(&workshop);
+    update(&workshop, &mut whole, None, &batch(), &config(), 1e-3).unwrap();
+    let (steps, state) = (whole.steps(), whole.state());
+    let saved: std::collections::BTreeMap<_, _> = state.iter().map(|(n, t)| (n.clone(), t.copy().unwrap())).collect();
+    let mut resumed = policy(&workshop);
+    resumed.restore(steps, |name| saved.get(name).cloned()).unwrap();
+    for policy in [&mut whole, &mut resumed] {
+        update(&workshop, policy, None, &batch(), &UpdateConfig { seed: 6, ..config() }, 1e-3).unwrap();
+    }
+    let values = |policy: &Policy| -> Vec<Vec<f32>> {
+        policy.state().values().map(|t| t.flatten_all().unwrap().to_vec1::<f32>().unwrap()).collect()
+    };
+    assert!(values(&whole) == values(&resumed));
+}
