@@ -91,7 +91,9 @@ fn prompts(text: &str) -> Result<usize, String> {
 pub fn run(args: &DemoArgs, matches: &ArgMatches) -> anyhow::Result<ExitCode> {
     let mut config = args.file.resolve(&args.local, matches)?.config;
     // The curve is what people came to see.
-    config.telemetry.log.get_or_insert_with(|| "warn".to_owned());
+    if std::env::var_os("RUST_LOG").is_none() {
+        config.telemetry.log.get_or_insert_with(|| "warn".to_owned());
+    }
     telemetry::init_logs(&config.telemetry)?;
     let report = super::runtime()?.block_on(demo(args, config))?;
     if let Some(path) = &args.plot {
