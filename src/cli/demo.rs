@@ -22,7 +22,8 @@ pub use task::Task;
 
 use super::serve::Server;
 use super::{ConfigFile, Local, term};
-use crate::config::{self, Config};
+use crate::config::{self, Config, Resolved};
+use crate::rl::trainer::TrainingConfig;
 use crate::telemetry;
 
 /// Flags of `lacuna demo`.
@@ -58,7 +59,7 @@ pub struct DemoArgs {
     /// Keep the server's data in this folder [default: thrown away]
     #[arg(long, value_name = "DIR")]
     pub keep_data: Option<PathBuf>,
-    /// Configuration file; its engine, limits and telemetry count, the rest is the demo's
+    /// Configuration file.
     #[command(flatten)]
     pub file: ConfigFile,
     /// What is run.
@@ -89,9 +90,15 @@ fn prompts(text: &str) -> Result<usize, String> {
 /// # Errors
 /// When the server cannot be started, or does not answer.
 pub fn run(args: &DemoArgs, matches: &ArgMatches) -> anyhow::Result<ExitCode> {
-    let mut config = args.file.resolve(&args.local, matches)?.config;
+    let resolved = args.file.resolve(&args.local, matches)?;
+    let mut config = resolved.config.clone();
+    args.task.configure(&mut config, args.seed);
+    overlay(&mut config.training, &resolved)?;
+    config.validate()?;
     // The curve is what people came to see.
-    config.telemetry.log.get_or_insert_with(|| "warn".to_owned());
+    if std::env::var_os("RUST_LOG").is_none() {
+        config.telemetry.log.get_or_insert_with(|| "warn".to_owned());
+    }
     telemetry::init_logs(&config.telemetry)?;
     let report = super::runtime()?.block_on(demo(args, config))?;
     if let Some(path) = &args.plot {
@@ -101,12 +108,23 @@ pub fn run(args: &DemoArgs, matches: &ArgMatches) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// What the file says of training wins over the demo's own choice.
+fn overlay(training: &mut TrainingConfig, resolved: &Resolved) -> anyhow::Result<()> {
+    let (mut ours, file) = (serde_json::to_value(&*training)?, serde_json::to_value(&resolved.config.training)?);
+    for key in resolved.origins.keys().filter_map(|key| key.strip_prefix("training.")) {
+        if let (Some(ours), Some(value)) = (ours.get_mut(key), file.get(key)) {
+            *ours = value.clone();
+        }
+    }
+    *training = serde_json::from_value(ours)?;
+    Ok(())
+}
+
 /// Runs it against a server of its own, on a free port.
 async fn demo(args: &DemoArgs, mut config: Config) -> anyhow::Result<report::Report> {
     let passing = std::env::temp_dir().join(format!("lacuna-demo-{}", std::process::id()));
     config.server = config::Server { port: 0, ..config::Server::default() };
     config.store.data_dir = args.keep_data.clone().unwrap_or_else(|| passing.clone());
-    args.task.configure(&mut config, args.seed);
     let server = Server::start(&config).await?;
     let shown = session::Session::new(args, &server)?.run().await;
     let stopped = server.stop().await;

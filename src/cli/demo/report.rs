@@ -1,11 +1,14 @@
 //! What the demo showed: the JSON that scripts read, and the table that people do.
 
+use std::time::Duration;
+
 use comfy_table::{Table, presets};
 use serde::Serialize;
 use serde_json::Value;
 
 use super::judge::Marks;
 use super::task::Task;
+use super::watch::quantile_ms;
 use crate::rl::gate::Interval;
 
 /// A share of the held-out prompts.
@@ -98,8 +101,20 @@ pub struct Latency {
     pub p95: Option<f64>,
     /// Milliseconds.
     pub p50: Option<f64>,
+    /// Requests a second.
+    pub per_s: Option<f64>,
     /// Requests.
     pub n: usize,
+}
+
+impl Latency {
+    /// Of requests that were sent one after another.
+    #[must_use]
+    pub fn of(latencies: &[Duration]) -> Self {
+        let n = latencies.len();
+        let per_s = (n > 0).then(|| n as f64 / latencies.iter().sum::<Duration>().as_secs_f64());
+        Self { p95: quantile_ms(latencies, 0.95), p50: quantile_ms(latencies, 0.5), per_s, n }
+    }
 }
 
 /// With nothing else going on, and while the trainer computes.

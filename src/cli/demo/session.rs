@@ -15,7 +15,7 @@ use super::crowd::{Crowd, Mood};
 use super::judge::{Judge, Marks};
 use super::report::{BaseBest, Gain, HeldOut, Latencies, Latency, Report, Requests, Version, sparkline};
 use super::task::{Opinion, Task};
-use super::watch::{self, Probe, Swap, pauses, quantile_ms};
+use super::watch::{self, Probe, Swap, pauses};
 use super::{DemoArgs, Server};
 use crate::cli::term;
 use crate::starter::scenes::Codec;
@@ -248,7 +248,6 @@ impl<'a> Session<'a> {
             let last_success = last.success().share;
             BaseBest { success: share.share, ci95: share.ci95, n: share.n, sampler, last_success }
         });
-        let latency = |of: &[Duration]| Latency { p95: quantile_ms(of, 0.95), p50: quantile_ms(of, 0.5), n: of.len() };
         let (ok, failed, mixed_version) = counts.requests();
         let (ratings, preferences) = counts.judgements();
         let swaps = kept(&seen.swaps);
@@ -267,7 +266,7 @@ impl<'a> Session<'a> {
             requests: Requests { ok, failed, mixed_version },
             ratings,
             preferences,
-            latency_ms: Latencies { alone: latency(alone), training: latency(&kept(&seen.latencies)) },
+            latency_ms: Latencies { alone: Latency::of(alone), training: Latency::of(&kept(&seen.latencies)) },
             swaps: swaps.len(),
             swap_pause_ticks_max: paused.iter().max().copied(),
             swaps_watched: paused.len(),

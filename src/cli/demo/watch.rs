@@ -39,6 +39,9 @@ pub struct Swap {
     until: Instant,
 }
 
+/// Pause between two requests. Learning gives way to serving: one request after another would leave it nothing.
+const SPACING: Duration = Duration::from_secs(3);
+
 /// Sends interactive requests one after another.
 #[derive(Clone)]
 pub struct Probe {
@@ -81,9 +84,9 @@ impl Probe {
                     Ok(latency) if training.borrow().state == "training" => {
                         out.lock().unwrap_or_else(PoisonError::into_inner).push(latency);
                     }
-                    Ok(_) => {}
-                    Err(_) => tokio::time::sleep(SETTLE).await,
+                    Ok(_) | Err(_) => {}
                 }
+                tokio::time::sleep(SPACING).await;
             }
         }
     }
@@ -92,7 +95,8 @@ impl Probe {
 /// Streams pictures while a candidate is at the gate, so that something is in flight when versions are exchanged. Keeps
 /// when each stream's steps arrived; runs forever.
 pub async fn stream(client: Client, mut training: watch::Receiver<Training>, out: Arc<Mutex<Vec<Vec<Instant>>>>) {
-    let body = json!({ "prompt": "a circle", "seed": 1, "store": false, "stream": true, "preview_every": 0 });
+    let body = json!({ "prompt": "a circle", "seed": 1, "store": false, "stream": true, "preview_every": 0,
+        "guidance_scale": 0 });
     while training.wait_for(|now| now.state == "gating").await.is_ok() {
         match client.steps("/generate/image", &body).await {
             Ok(steps) => out.lock().unwrap_or_else(PoisonError::into_inner).push(steps),
