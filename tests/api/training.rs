@@ -31,7 +31,7 @@ async fn the_state_says_what_is_waited_for() {
     assert!(status["reason"].take().as_str().unwrap().contains("255 more"));
     let lane = json!({"used": 0, "dropped": {}});
     let expected = json!({
-        "state": "collecting", "reason": null, "waiting": 1, "subjects": 1,
+        "state": "collecting", "reason": null, "waiting": 1, "min_samples": 256, "subjects": 1,
         "lanes": {"groups": lane, "regenerated": lane, "singles": lane},
         "current": "base@0", "routes": {"generation": 0, "active": "base@0", "canary": null},
         "run": null, "last_run": null,
