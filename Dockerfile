@@ -14,7 +14,9 @@ COPY . .
 RUN mkdir -p tests && touch tests/main.rs src/main.rs src/lib.rs && cargo build --release --locked
 
 FROM debian:bookworm-slim
-RUN useradd --system --uid 10001 --home-dir /data --shell /usr/sbin/nologin lacuna \
+# Reward hooks over https check certificates against the system's.
+RUN apt-get update && apt-get install -y --no-install-recommends ca-certificates && rm -rf /var/lib/apt/lists/* \
+    && useradd --system --uid 10001 --home-dir /data --shell /usr/sbin/nologin lacuna \
     && install -d -o lacuna -g lacuna /data
 COPY --from=build /src/target/release/lacuna /usr/local/bin/lacuna
 COPY --from=build /src/LICENSE-MIT /src/LICENSE-APACHE /usr/share/doc/lacuna/

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 /// Calls that are remembered, and needed before the breaker may open.
 const WINDOW: usize = 20;
 
-/// Opens when half of the last [`WINDOW`] calls failed; after a pause one call is let through, and its outcome closes
+/// Opens when half of the last `WINDOW` calls failed; after a pause one call is let through, and its outcome closes
 /// the breaker or starts the next pause.
 #[derive(Debug)]
 pub struct Breaker {

@@ -165,7 +165,7 @@ pub struct Hook {
     /// Least score that passes the gate.
     #[serde(default = "half")]
     pub gate_min: f64,
-    /// Everything that belongs to its kind; what does not is refused by [`super::build`].
+    /// Everything that belongs to its kind; what does not is refused by [`super::build()`].
     #[serde(flatten)]
     pub options: BTreeMap<String, serde_json::Value>,
 }
@@ -182,7 +182,7 @@ fn half() -> f64 {
 pub const MAX_HOOKS: usize = 32;
 
 impl Reward {
-    /// Checks every value that does not belong to one kind of hook; [`super::build`] checks those.
+    /// Checks every value that does not belong to one kind of hook; [`super::build()`] checks those.
     ///
     /// # Errors
     /// The first table and field that is out of bounds.
