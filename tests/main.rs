@@ -8,6 +8,7 @@ mod crash;
 mod golden;
 mod kill;
 mod layering;
+mod learning;
 mod metrics;
 mod peft;
 mod properties;

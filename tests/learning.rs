@@ -1,0 +1,127 @@
+//! The whole loop on the real binary: people ask and rate over HTTP, a version comes out, passes or fails the gate, is
+//! served, survives a kill, and is taken back.
+
+use std::path::Path;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use crate::server::{Server, get, post};
+
+/// Few and small: what is tested is the way, not the gain.
+fn config(folder: &Path, promotion: &str, min_gain: f64) -> String {
+    let text = format!(
+        r#"
+        [reward]
+        allow_user_only_reward = true
+        aggregate = "sum_then_normalize"
+        [[reward.hook]]
+        name = "thumbs"
+        kind = "feedback"
+        metric = "thumbs"
+
+        [training]
+        promotion = "{promotion}"
+        min_samples = 48
+        min_interval_s = 0
+        max_samples = 64
+        batch = 16
+        lanes = ["groups"]
+        lora = {{ rank = 2, alpha = 4.0 }}
+        data = {{ hold_out_one_in = 4, max_versions_behind = 4, max_age_s = 3600, per_subject_max = 1000 }}
+        gate = {{ prompts = 2, completions = 1, min_gain = {min_gain:?}, max_guard_loss = 2.0, max_kl = 10.0, min_diversity = 0.0 }}
+        "#
+    );
+    let path = folder.join("lacuna.toml");
+    std::fs::write(&path, text).unwrap();
+    path.to_str().unwrap().to_owned()
+}
+
+/// Asks for `prompts` pairs of pictures and rates the first of each up and the second down.
+async fn rate(http: &reqwest::Client, url: &str, prompts: usize, offset: usize) {
+    for i in offset..offset + prompts {
+        let colour = ["red", "green", "blue", "yellow", "orange", "purple"][i % 6];
+        let shape = ["circle", "square", "triangle", "cross"][i / 6 % 4];
+        let body = json!({"prompt": format!("a {colour} {shape}"), "n": 2, "steps": 2, "guidance_scale": 0,
+            "sampler": {"kind": "emerge"}, "temperature": 1, "seed": i});
+        let (status, reply) = post(http, &format!("{url}/generate/image"), &body).await.unwrap();
+        assert_eq!(status, 200, "{reply}");
+        for (at, image) in reply["images"].as_array().unwrap().iter().enumerate() {
+            let rating =
+                json!({"completion_id": image["id"], "metric": "thumbs", "value": at == 0, "user": format!("p{i}")});
+            let (status, reply) = post(http, &format!("{url}/feedback"), &rating).await.unwrap();
+            assert_eq!(status, 201, "{reply}");
+        }
+    }
+}
+
+/// The last run, once there is one after `before`.
+async fn run_after(http: &reqwest::Client, url: &str, before: &Value) -> Value {
+    let wait = async {
+        loop {
+            let (_, status) = get(http, &format!("{url}/training")).await.unwrap();
+            let last = &status["last_run"];
+            if !last.is_null() && last["id"] != *before {
+                return last.clone();
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(240), wait).await.expect("a run ends within four minutes")
+}
+
+async fn served_by(http: &reqwest::Client, url: &str) -> String {
+    let body = json!({"prompt": "what is 2 + 2 ?", "max_tokens": 8});
+    let (status, reply) = post(http, &format!("{url}/generate/text"), &body).await.unwrap();
+    assert_eq!(status, 200, "{reply}");
+    reply["adapter"].as_str().unwrap().to_owned()
+}
+
+#[tokio::test]
+async fn ratings_become_a_version_that_is_served_survives_a_kill_and_is_taken_back() {
+    let data = TempDir::new().unwrap();
+    let config = config(data.path(), "auto", -1e6);
+    let flags = ["--config", config.as_str(), "--log", "warn"];
+    let mut server = Server::start(data.path(), &flags);
+    let (http, url) = (reqwest::Client::new(), server.url.clone());
+    assert_eq!(served_by(&http, &url).await, "base@0");
+    rate(&http, &url, 26, 0).await;
+    let run = run_after(&http, &url, &Value::Null).await;
+    assert_eq!((&run["status"], &run["metrics"]["candidate"]), (&json!("promoted"), &json!("main@1")), "{run}");
+    let steps = run["metrics"]["updates"].as_array().unwrap().iter().map(|u| u["steps"].as_u64().unwrap()).sum::<u64>();
+    assert!(steps > 0, "{run}");
+    let (_, training) = get(&http, &format!("{url}/training")).await.unwrap();
+    assert!(training["lanes"]["groups"]["used"].as_u64().unwrap() > 10, "{training}");
+    assert!(training["lanes"]["groups"]["dropped"]["held_out"].as_u64().unwrap() > 0, "{training}");
+    assert_eq!(served_by(&http, &url).await, "main@1");
+
+    server.kill();
+    let mut server = Server::start(data.path(), &flags);
+    let url = server.url.clone();
+    assert_eq!(served_by(&http, &url).await, "main@1");
+    let (status, routes) =
+        post(&http, &format!("{url}/adapters/rollback"), &json!({"reason": "a test"})).await.unwrap();
+    assert_eq!((status, &routes["active"]), (200, &json!("base@0")), "{routes}");
+    assert_eq!(served_by(&http, &url).await, "base@0");
+    let (_, audit) = get(&http, &format!("{url}/adapters/audit")).await.unwrap();
+    assert!(audit.to_string().contains("a test"), "{audit}");
+    server.signal("TERM");
+    assert!(server.wait().success());
+}
+
+#[tokio::test]
+async fn a_candidate_that_gains_nothing_is_refused_and_never_served() {
+    let data = TempDir::new().unwrap();
+    let config = config(data.path(), "auto", 1e6);
+    let server = Server::start(data.path(), &["--config", config.as_str(), "--log", "warn"]);
+    let (http, url) = (reqwest::Client::new(), server.url.clone());
+    rate(&http, &url, 26, 0).await;
+    let run = run_after(&http, &url, &Value::Null).await;
+    assert_eq!(run["status"], "rejected", "{run}");
+    let failed = run["metrics"]["gate"]["checks"].as_array().unwrap().iter().filter(|c| c["passed"] == false);
+    assert!(failed.count() > 0, "{run}");
+    assert_eq!(served_by(&http, &url).await, "base@0");
+    let (_, adapters) = get(&http, &format!("{url}/adapters")).await.unwrap();
+    assert!(adapters.to_string().contains("rejected"), "{adapters}");
+}
