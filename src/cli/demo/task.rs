@@ -232,10 +232,10 @@ impl Task {
             // Only people can score, so the gate sees no more than how a candidate rates what was rated: a few dozen
             // noisy thumbs. It refuses what is clearly worse; that a version is better shows over several.
             gate: GateConfig {
-                prompts: 32,
+                prompts: 24,
                 completions: 4,
                 min_gain: -0.05,
-                max_guard_loss: 0.3,
+                max_guard_loss: 0.5,
                 max_kl: 2.0,
                 ..GateConfig::default()
             },
