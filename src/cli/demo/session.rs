@@ -113,7 +113,12 @@ impl<'a> Session<'a> {
         }
         watchers.shutdown().await;
         outcome?;
-        let last = training.borrow().clone();
+        // A candidate that was at the gate when the time was over may have passed it.
+        let last = self.client.training().await?;
+        self.note_run(&last);
+        if self.versions.last().is_none_or(|(version, _)| version.version != last.current) {
+            self.judge_version(&last.current, self.learned().as_secs_f64()).await?;
+        }
         Ok(last)
     }
 
