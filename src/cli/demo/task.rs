@@ -235,7 +235,7 @@ impl Task {
                 prompts: 24,
                 completions: 4,
                 min_gain: -0.05,
-                max_guard_loss: 0.5,
+                max_guard_loss: 0.3,
                 max_kl: 2.0,
                 ..GateConfig::default()
             },
