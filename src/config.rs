@@ -17,7 +17,6 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::rl::lanes::PREFERENCE;
-use crate::rl::reward::combine::OnMissing;
 use crate::rl::reward::config::{Hook, HookKind, Metric, MetricType, Optimize, Reward};
 use crate::rl::trainer::TrainingConfig;
 
@@ -265,31 +264,15 @@ impl Default for Config {
             // People alone never decide: the built-in model's own verifier has half the weight.
             reward: Reward {
                 hook: vec![
-                    hook("thumbs", HookKind::Feedback, "metric"),
-                    hook(PREFERENCE, HookKind::Feedback, "metric"),
-                    hook("scene_soft", HookKind::Builtin, "builtin"),
+                    Hook::named("thumbs", HookKind::Feedback, "metric"),
+                    Hook::named(PREFERENCE, HookKind::Feedback, "metric"),
+                    Hook::named("scene_soft", HookKind::Builtin, "builtin"),
                 ],
                 ..Reward::default()
             },
-            guard: vec![hook("scene_strict", HookKind::Builtin, "builtin")],
+            guard: vec![Hook::named("scene_strict", HookKind::Builtin, "builtin")],
             training: TrainingConfig::default(),
         }
-    }
-}
-
-/// A hook named like what it asks; what it cannot score is left to the others.
-fn hook(name: &str, kind: HookKind, option: &str) -> Hook {
-    Hook {
-        name: name.to_owned(),
-        kind,
-        weight: 1.0,
-        range: None,
-        required: false,
-        on_missing: OnMissing::Neutral,
-        gate: false,
-        gate_fail_reward: -1.0,
-        gate_min: 0.5,
-        options: BTreeMap::from([(option.to_owned(), name.into())]),
     }
 }
 

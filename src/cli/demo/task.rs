@@ -11,7 +11,7 @@ use crate::config::Config;
 use crate::diffusion::rng::{Stream, mix64};
 use crate::rl::gate::GateConfig;
 use crate::rl::lanes::{Lane, LaneConfig, PREFERENCE};
-use crate::rl::reward::combine::{Aggregate, OnMissing};
+use crate::rl::reward::combine::Aggregate;
 use crate::rl::reward::config::{Hook, HookKind, Metric, MetricType, Optimize, Reward};
 use crate::rl::trainer::{Promotion, TrainingConfig};
 use crate::starter::scenes::{self, Codec, Colour, KINDS, SceneSpec};
@@ -284,18 +284,7 @@ fn words_held_out(problem: &Problem) -> bool {
 }
 
 fn hook(name: &str, kind: HookKind, option: &str, weight: f64) -> Hook {
-    Hook {
-        name: name.to_owned(),
-        kind,
-        weight,
-        range: None,
-        required: false,
-        on_missing: OnMissing::Neutral,
-        gate: false,
-        gate_fail_reward: -1.0,
-        gate_min: 0.5,
-        options: BTreeMap::from([(option.to_owned(), name.into())]),
-    }
+    Hook { weight, ..Hook::named(name, kind, option) }
 }
 
 #[cfg(test)]

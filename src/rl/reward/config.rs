@@ -170,6 +170,26 @@ pub struct Hook {
     pub options: BTreeMap<String, serde_json::Value>,
 }
 
+impl Hook {
+    /// A hook of weight 1 named like what it asks, which `option` is the key of; what it cannot score is left to the
+    /// others.
+    #[must_use]
+    pub fn named(name: &str, kind: HookKind, option: &str) -> Self {
+        Self {
+            name: name.to_owned(),
+            kind,
+            weight: one(),
+            range: None,
+            required: false,
+            on_missing: OnMissing::Neutral,
+            gate: false,
+            gate_fail_reward: minus_one(),
+            gate_min: half(),
+            options: BTreeMap::from([(option.to_owned(), name.into())]),
+        }
+    }
+}
+
 fn minus_one() -> f64 {
     -1.0
 }

@@ -193,7 +193,8 @@ impl Trainer {
         self.shared.wake.notify_one();
     }
 
-    /// Ends the run in progress; what it learned is forgotten.
+    /// Ends the run in progress after its micro-batch. Its judgements stay in the pool, and a run that finds the same ones
+    /// goes on from its checkpoint.
     pub fn cancel(&self) {
         self.shared.cancelled.store(true, Ordering::SeqCst);
         self.shared.wake.notify_one();

@@ -79,8 +79,13 @@ impl Run<'_> {
         };
         let (policy, reports) = self.learn(policy, parent.clone(), &current, &data.batches).await?;
         let made = reports.iter().map(|report| report.steps).sum::<u32>();
-        if self.shared.cancelled.load(Ordering::SeqCst) || made == 0 {
-            return Ok(self.outcome(if made == 0 { "nothing_to_learn" } else { "cancelled" }, &data, &reports, None));
+        if self.shared.cancelled.load(Ordering::SeqCst) {
+            return Ok(self.outcome("cancelled", &data, &reports, None));
+        }
+        if made == 0 {
+            // No step was finite. The judgements are spent: the same ones would only fail again.
+            self.book(&data).await?;
+            return Ok(self.outcome("nothing_to_learn", &data, &reports, None));
         }
         let candidate = self.candidate(&policy, &current, &data, &reports).await?;
         // Only now: what a run that fails or is cut off had taken is there for the next one.
