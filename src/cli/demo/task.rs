@@ -152,21 +152,32 @@ impl Task {
             .iter()
             .map(|one| {
                 let id = one.get("id").and_then(Value::as_str).context("a completion without an id")?;
-                let opinion = match prompt {
-                    Prompt::Scene(_, spec) => self.of_picture(codec, spec, one)?,
-                    Prompt::Words(problem) => of_text(problem, one)?,
-                };
+                let codes = one.get("codes").map_or(Ok(Vec::new()), |codes| serde_json::from_value(codes.clone()))?;
+                let text = one.get("text").and_then(Value::as_str).unwrap_or_default();
+                let opinion = self.opinion(codec, prompt, &codes, text)?;
                 Ok((id.to_owned(), opinion))
             })
             .collect()
     }
 
-    fn of_picture(self, codec: &Codec, spec: &SceneSpec, image: &Value) -> anyhow::Result<Opinion> {
-        let codes: Vec<u16> = serde_json::from_value(image.get("codes").cloned().unwrap_or_default())?;
-        let verdict = scenes::verify(&codec.decode(&codes)?, spec);
-        let liked = !verdict.objects.is_empty() && verdict.objects.iter().all(|seen| seen.colour == Some(LIKED));
-        let wanted = if self == Self::Taste { liked } else { verdict.strict };
-        Ok(Opinion { wanted, correct: verdict.strict, soft: f64::from(verdict.soft) })
+    /// The opinion of the codes of a picture, or of a text.
+    ///
+    /// # Errors
+    /// When the codes are no picture.
+    pub fn opinion(self, codec: &Codec, prompt: &Prompt, codes: &[u16], text: &str) -> anyhow::Result<Opinion> {
+        match prompt {
+            Prompt::Scene(_, spec) => {
+                let verdict = scenes::verify(&codec.decode(codes)?, spec);
+                let seen = &verdict.objects;
+                let liked = !seen.is_empty() && seen.iter().all(|seen| seen.colour == Some(LIKED));
+                let wanted = if self == Self::Taste { liked } else { verdict.strict };
+                Ok(Opinion { wanted, correct: verdict.strict, soft: f64::from(verdict.soft) })
+            }
+            Prompt::Words(problem) => {
+                let right = words::verify(text, problem.answer).correct;
+                Ok(Opinion { wanted: right, correct: right, soft: f64::from(u8::from(right)) })
+            }
+        }
     }
 
     /// What a person says of a completion: metrics and values.
@@ -177,6 +188,14 @@ impl Task {
             Self::Scenes => vec![("thumbs", opinion.wanted.into()), ("soft", opinion.soft.into())],
             Self::Words => vec![("thumbs", opinion.wanted.into())],
         }
+    }
+
+    /// Weights of what is wanted, what is right, and of partial credit.
+    #[must_use]
+    pub fn weights(self) -> [f64; 3] {
+        let of =
+            |wanted: &str| self.metrics().iter().find(|(name, ..)| *name == wanted).map_or(0.0, |(.., weight)| *weight);
+        [of("thumbs"), of("correct"), of("soft")]
     }
 
     /// Metrics with what each counts in the reward.
@@ -269,12 +288,6 @@ impl Prompt {
         }
         Value::Object(body)
     }
-}
-
-fn of_text(problem: &Problem, completion: &Value) -> anyhow::Result<Opinion> {
-    let text = completion.get("text").and_then(Value::as_str).context("a completion without a text")?;
-    let right = words::verify(text, problem.answer).correct;
-    Ok(Opinion { wanted: right, correct: right, soft: f64::from(u8::from(right)) })
 }
 
 /// By the arithmetic, not the story: the judged lines of arithmetic are in no problem of the crowd.
