@@ -30,6 +30,8 @@ use crate::store::{Change, NewRun};
 const LEARNING_NICENESS: i32 = 10;
 /// Rows of one micro-batch: few enough to stay in the cache.
 const MICRO_ROWS: usize = 900;
+/// Parameters of a model from which the layers are computed again in the backward pass, unless the operator decides.
+const CHECKPOINTED: usize = 1_000_000_000;
 /// Versions whose age is known; older ones are stale whatever the limit.
 const LINEAGE: usize = 1000;
 
@@ -163,6 +165,7 @@ impl Run<'_> {
         let workshop = self.parts.workshop(self.shared)?;
         let (shared, batches) = (Arc::clone(self.shared), batches.to_vec());
         let fingerprint = fingerprint(&current.to_string(), &batches);
+        let large = self.parts.engine.spec().parameters >= CHECKPOINTED;
         blocking(move || {
             let known = checkpoint.load(fingerprint, &mut policy, &candle_core::Device::Cpu).unwrap_or_else(|error| {
                 tracing::warn!(%error, "the checkpoint of the last run cannot be used; the run starts over");
@@ -172,7 +175,9 @@ impl Run<'_> {
             let (mut reports, total) = (start.reports, batches.len() * config.epochs as usize);
             for done in start.done..total {
                 let batch = &batches[done % batches.len()];
-                let update_config = update_config(&config, batch.image, fingerprint ^ done as u64);
+                let checkpointing = config.checkpointing.unwrap_or(large);
+                let update_config =
+                    UpdateConfig { checkpointing, ..update_config(&config, batch.image, fingerprint ^ done as u64) };
                 let report = update(&workshop, &mut policy, parent.as_ref(), &batch.judged, &update_config, config.lr)?;
                 reports.push(report);
                 let done = done + 1;
@@ -307,6 +312,7 @@ fn update_config(config: &TrainingConfig, image: bool, seed: u64) -> UpdateConfi
         loss: config.loss(image),
         inner: config.inner,
         micro_rows: MICRO_ROWS,
+        checkpointing: false,
         max_drift: 0.05,
         behaviour_cap: 2.0,
         max_staleness: 0.7,

@@ -37,6 +37,7 @@ fn config() -> UpdateConfig {
         loss: LossConfig::default(),
         inner: 3,
         micro_rows: 20,
+        checkpointing: false,
         max_drift: 1.0,
         behaviour_cap: 2.0,
         max_staleness: 0.7,
@@ -85,6 +86,20 @@ fn neither_threads_nor_micro_batches_change_an_update() {
     let whole = run(1, 10_000);
     let close = |a: f64, b: f64| (a - b).abs() < 1e-4 * (1.0 + b.abs());
     assert!(close(one.0.loss, whole.0.loss) && close(one.0.kl, whole.0.kl), "{:?} {:?}", one.0, whole.0);
+}
+
+#[test]
+fn checkpointing_by_layer_changes_nothing_but_the_memory() {
+    let workshop = workshop(1, || true);
+    let run = |checkpointing| {
+        let mut policy = policy(&workshop);
+        let config = UpdateConfig { checkpointing, ..config() };
+        let reports = [0, 1].map(|_| update(&workshop, &mut policy, None, &batch(), &config, 1e-3).unwrap());
+        let values: Vec<Vec<f32>> =
+            policy.state().values().map(|t| t.flatten_all().unwrap().to_vec1::<f32>().unwrap()).collect();
+        (reports, values)
+    };
+    assert!(run(false) == run(true));
 }
 
 #[test]
