@@ -106,6 +106,8 @@ fn child() {
     let config = UpdateConfig {
         estimator: Estimator::TEXT,
         loss: LossConfig { beta: 0.0, ..LossConfig::default() },
+        bounds: None,
+        draws: 2,
         inner: 1,
         micro_rows: POSITIONS * BATCH as usize,
         checkpointing: by_layer == "1",

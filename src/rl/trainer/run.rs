@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use candle_core::Device;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::checkpoint::{Checkpoint, Progress, fingerprint};
-use super::config::{Promotion, TrainingConfig};
+use super::config::{Promotion, Reference, TrainingConfig};
 use super::data::{Batch, Data, Maker};
 use super::measure::{Bench, agreement};
 use super::status::{LaneStatus, Phase};
@@ -149,8 +150,14 @@ impl Run<'_> {
         };
         match parent {
             Some(parent) => Policy::from_lora(shape, parent, optim),
-            None => Policy::fresh(shape, &config.lora, optim, config.seed, &candle_core::Device::Cpu),
+            None => Policy::fresh(shape, &config.lora, optim, config.seed, &self.device()),
         }
+    }
+
+    /// Where the model's weights are; the factors must be there too.
+    fn device(&self) -> Device {
+        let transformer = self.parts.engine.model().backbone.transformer();
+        transformer.map_or(Device::Cpu, |transformer| transformer.device().clone())
     }
 
     /// All updates, on threads of their own that give way to everything else.
@@ -165,9 +172,14 @@ impl Run<'_> {
         let workshop = self.parts.workshop(self.shared)?;
         let (shared, batches) = (Arc::clone(self.shared), batches.to_vec());
         let fingerprint = fingerprint(&current.to_string(), &batches);
+        let reference = match config.reference {
+            Reference::Served => parent,
+            Reference::Base => None,
+        };
+        let device = self.device();
         let large = self.parts.engine.spec().parameters >= CHECKPOINTED;
         blocking(move || {
-            let known = checkpoint.load(fingerprint, &mut policy, &candle_core::Device::Cpu).unwrap_or_else(|error| {
+            let known = checkpoint.load(fingerprint, &mut policy, &device).unwrap_or_else(|error| {
                 tracing::warn!(%error, "the checkpoint of the last run cannot be used; the run starts over");
                 None
             });
@@ -178,7 +190,8 @@ impl Run<'_> {
                 let checkpointing = config.checkpointing.unwrap_or(large);
                 let update_config =
                     UpdateConfig { checkpointing, ..update_config(&config, batch.image, fingerprint ^ done as u64) };
-                let report = update(&workshop, &mut policy, parent.as_ref(), &batch.judged, &update_config, config.lr)?;
+                let report =
+                    update(&workshop, &mut policy, reference.as_ref(), &batch.judged, &update_config, config.lr)?;
                 reports.push(report);
                 let done = done + 1;
                 shared.progress(done, total, &report);
@@ -206,7 +219,7 @@ impl Run<'_> {
         let parts = self.parts;
         let provenance = Provenance {
             parent: Some(parent.clone()),
-            algorithm: "maskgrpo".to_owned(),
+            algorithm: parts.config.loss.as_str().to_owned(),
             hyperparameters: serde_json::to_value(&parts.config).unwrap_or_default(),
             data: record(data),
             rewards: json!(
@@ -295,6 +308,7 @@ impl Run<'_> {
         let lanes: BTreeMap<&str, LaneStatus> =
             data.lanes.iter().map(|(lane, counts)| (lane.as_str(), LaneStatus::new(counts))).collect();
         let metrics = json!({
+            "loss": self.parts.config.loss,
             "candidate": gate.map(|(id, _)| id.to_string()),
             "samples": data.used(),
             "reward": data.reward,
@@ -309,7 +323,9 @@ impl Run<'_> {
 fn update_config(config: &TrainingConfig, image: bool, seed: u64) -> UpdateConfig {
     UpdateConfig {
         estimator: config.estimator(image),
-        loss: config.loss(image),
+        loss: config.ratios(image),
+        bounds: config.bounds(),
+        draws: config.preference.draws,
         inner: config.inner,
         micro_rows: MICRO_ROWS,
         checkpointing: false,
