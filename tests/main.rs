@@ -9,6 +9,7 @@ mod golden;
 mod kill;
 mod layering;
 mod learning;
+mod memory;
 mod metrics;
 mod peft;
 mod properties;

@@ -40,6 +40,10 @@ impl Backbone for TransformerBackbone {
         Some(self.transformer.config())
     }
 
+    fn transformer(&self) -> Option<&Transformer> {
+        Some(&self.transformer)
+    }
+
     fn for_learning(&self) -> Option<Arc<dyn Backbone>> {
         // bf16 products are a CPU kernel; elsewhere the served arithmetic is the fast one.
         let mixed = self.transformer.device().is_cpu();

@@ -10,7 +10,7 @@ use image::RgbImage;
 
 use crate::text::Tokenizer;
 use lora::Lora;
-use transformer::TransformerConfig;
+use transformer::{Transformer, TransformerConfig};
 
 pub mod backbone;
 pub mod lora;
@@ -157,6 +157,11 @@ pub trait Backbone: Send + Sync {
 
     /// The shape that adapters must fit; `None` when it takes none.
     fn adaptable(&self) -> Option<&TransformerConfig> {
+        None
+    }
+
+    /// Its layers, for learning that keeps little of a forward pass ([`transformer::by_layer`]); `None` when it cannot.
+    fn transformer(&self) -> Option<&Transformer> {
         None
     }
 

@@ -16,6 +16,8 @@ use super::nn::timing::timed;
 use super::nn::{Linear, Precision};
 use super::{ModelError, Packed};
 
+pub mod by_layer;
+
 /// Shape of a transformer; field names as in the checkpoints' `config.json` (LLaDA).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct TransformerConfig {
@@ -214,20 +216,29 @@ impl Transformer {
     /// # Errors
     /// When the batch does not fit the model or the device fails.
     pub fn hidden(&self, packed: &Packed) -> Result<Tensor, ModelError> {
+        let (mut x, route) = self.enter(packed)?;
+        for layer in 0..self.blocks.len() {
+            x = self.layer(layer, &x, &route)?;
+        }
+        Ok(rms_norm(&x, &self.final_norm, self.config.rms_norm_eps)?)
+    }
+
+    /// The embeddings of all rows, and where the rows go.
+    fn enter(&self, packed: &Packed) -> Result<(Tensor, Route), ModelError> {
         self.check(packed)?;
         let device = self.device();
         let ids = Tensor::from_slice(&packed.ids, packed.rows(), device)?;
-        let mut x = timed(|t| &mut t.elementwise, || self.embedding.index_select(&ids, 0))?;
-        let (full, pruned) = (self.plan(packed, false), self.plan(packed, true));
+        let x = timed(|t| &mut t.elementwise, || self.embedding.index_select(&ids, 0))?;
         let needed = Tensor::from_slice(&packed.needed, packed.needed.len(), device)?;
-        for (layer, block) in self.blocks.iter().enumerate() {
-            // The last layer's keys and values are wanted of every row, everything after them only of the needed.
-            let last = layer + 1 == self.blocks.len();
-            let rest = if last { &pruned } else { &full };
-            let pass = Pass { layer, all: &full.runs, rest, needed: last.then_some(&needed) };
-            x = block.forward(&x, &pass, self.config.rms_norm_eps)?;
-        }
-        Ok(rms_norm(&x, &self.final_norm, self.config.rms_norm_eps)?)
+        Ok((x, Route { full: self.plan(packed, false), pruned: self.plan(packed, true), needed }))
+    }
+
+    fn layer(&self, layer: usize, x: &Tensor, route: &Route) -> Result<Tensor, ModelError> {
+        // The last layer's keys and values are wanted of every row, everything after them only of the needed.
+        let last = layer + 1 == self.blocks.len();
+        let rest = if last { &route.pruned } else { &route.full };
+        let pass = Pass { layer, all: &route.full.runs, rest, needed: last.then_some(&route.needed) };
+        self.blocks[layer].forward(x, &pass, self.config.rms_norm_eps)
     }
 
     /// Logits in f32 of `hidden` `(n, d_model)` for the ids `vocab`: `(n, vocab.len())`.
@@ -289,9 +300,21 @@ impl Transformer {
 }
 
 /// Which rows attend to which, and which are adapted how.
+#[derive(Debug)]
 struct Plan {
     attention: Arc<AttentionPlan>,
     runs: Runs,
+}
+
+/// The rows' way through the layers.
+#[derive(Debug)]
+struct Route {
+    /// All rows: every layer but the last.
+    full: Plan,
+    /// The needed rows only.
+    pruned: Plan,
+    /// Which these are.
+    needed: Tensor,
 }
 
 /// A block's share of a forward pass.

@@ -13,6 +13,7 @@ use super::RlError;
 use super::masks::{Mask, Role};
 use crate::models::lora::Lora;
 use crate::models::nn::token_logprob::token_logprob;
+use crate::models::transformer::by_layer::{Found, Kept};
 use crate::models::{Backbone, Packed};
 
 /// A finished completion in its frame: prefix, completion, suffix.
@@ -111,12 +112,14 @@ impl View<'_> {
 }
 
 /// The log-probabilities of some views' masked tokens, in one tensor.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Estimate {
     /// All of them `(n)`, f32, in the order of the forward.
     values: Tensor,
     /// Where each view's are, positions ascending.
     ranges: Vec<Range<usize>>,
+    /// The forward pass, where it is to be computed again by layer.
+    kept: Option<Kept>,
 }
 
 impl Estimate {
@@ -153,6 +156,26 @@ impl Estimate {
         let linear = (&self.values * Tensor::from_vec(flat, self.values.shape(), device)?)?.sum_all()?;
         Ok(((&linear - linear.detach())? + value)?)
     }
+
+    /// Backward through [`objective`](Self::objective) and the forward of `model`, which the estimate is of; every
+    /// variable's gradient goes to `found`.
+    ///
+    /// # Errors
+    /// As [`objective`](Self::objective), and when `found` fails.
+    pub fn backward(
+        &self,
+        model: &dyn Backbone,
+        value: f64,
+        gradient: &[Vec<f32>],
+        found: &mut Found<'_>,
+    ) -> Result<(), RlError> {
+        let store = self.objective(value, gradient)?.backward()?;
+        found(&store)?;
+        if let (Some(kept), Some(transformer)) = (&self.kept, model.transformer()) {
+            transformer.backward_by_layer(kept, &store, found)?;
+        }
+        Ok(())
+    }
 }
 
 /// log p(token | everything visible) of every masked position of `views`, by the model with `adapter` (`None`: the
@@ -165,12 +188,38 @@ pub fn logprob_estimate(
     adapter: Option<&Arc<Lora>>,
     views: &[View<'_>],
 ) -> Result<Estimate, RlError> {
+    estimate(model, adapter, views, |packed| Ok((model.forward(packed)?, None)))
+}
+
+/// [`logprob_estimate`] that keeps only the layers' inputs for [`Estimate::backward`], which computes the layers again;
+/// the plain one where the model has no layers to show.
+///
+/// # Errors
+/// As [`logprob_estimate`].
+pub fn logprob_estimate_by_layer(
+    model: &dyn Backbone,
+    adapter: Option<&Arc<Lora>>,
+    views: &[View<'_>],
+) -> Result<Estimate, RlError> {
+    let Some(transformer) = model.transformer() else { return logprob_estimate(model, adapter, views) };
+    estimate(model, adapter, views, |packed| {
+        let (hidden, kept) = transformer.hidden_by_layer(packed)?;
+        Ok((hidden, Some(kept)))
+    })
+}
+
+fn estimate(
+    model: &dyn Backbone,
+    adapter: Option<&Arc<Lora>>,
+    views: &[View<'_>],
+    forward: impl FnOnce(&Packed) -> Result<(Tensor, Option<Kept>), RlError>,
+) -> Result<Estimate, RlError> {
     views.iter().try_for_each(View::check)?;
     let mut order: Vec<usize> = (0..views.len()).filter(|&i| views[i].mask.count() > 0).collect();
     order.sort_by_key(|&i| views[i].head());
     let mut ranges = vec![0..0; views.len()];
     if order.is_empty() {
-        return Ok(Estimate { values: Tensor::zeros(0, DType::F32, &Device::Cpu)?, ranges });
+        return Ok(Estimate { values: Tensor::zeros(0, DType::F32, &Device::Cpu)?, ranges, kept: None });
     }
     let mut packed = Packed::default();
     let (mut heads, mut total) = (Vec::new(), 0);
@@ -183,9 +232,9 @@ pub fn logprob_estimate(
         }
         heads.push(head);
     }
-    let hidden = model.forward(&packed)?;
+    let (hidden, kept) = forward(&packed)?;
     let parts = heads.iter().map(|head| head.logprobs(model, &hidden)).collect::<Result<Vec<_>, _>>()?;
-    Ok(Estimate { values: Tensor::cat(&parts, 0)?, ranges })
+    Ok(Estimate { values: Tensor::cat(&parts, 0)?, ranges, kept })
 }
 
 /// [`logprob_estimate`] without a gradient, by view, in forwards of at most `max_rows` rows (or one view).

@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use candle_core::backprop::GradStore;
 use candle_core::{DType, Device, Tensor, Var};
 use serde::{Deserialize, Serialize};
 
@@ -12,6 +11,7 @@ use crate::diffusion::rng::Stream;
 use crate::models::lora::{Lora, Pair, Target, module};
 use crate::models::optim::{OptimConfig, Optimizer, Parameter, Rule};
 use crate::models::transformer::TransformerConfig;
+use crate::models::transformer::by_layer::Found;
 
 /// Shape of a new adapter.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -117,14 +117,30 @@ impl Policy {
         Ok(Arc::new(Lora::new(&self.config, self.scale, pairs)?))
     }
 
-    /// The gradients of a backward pass, in the optimiser's order; zero where the loss does not depend on a factor.
+    /// The gradients that `backward` hands over, in one part or several, in the optimiser's order; zero where the loss
+    /// does not depend on a factor.
     ///
     /// # Errors
-    /// When the device has no memory.
-    pub fn gradients(&self, store: &GradStore) -> Result<Vec<Tensor>, RlError> {
-        let parameters = self.optimizer.parameters().iter();
-        let of = |p: &Parameter| store.get(&p.var).map_or_else(|| p.var.zeros_like(), |g| Ok(g.clone()));
-        Ok(parameters.map(of).collect::<candle_core::Result<_>>()?)
+    /// When `backward` fails or the device has no memory.
+    pub fn gradients(
+        &self,
+        backward: impl FnOnce(&mut Found<'_>) -> Result<(), RlError>,
+    ) -> Result<Vec<Tensor>, RlError> {
+        let parameters = self.optimizer.parameters();
+        let mut out: Vec<Option<Tensor>> = vec![None; parameters.len()];
+        backward(&mut |store| {
+            for (parameter, slot) in parameters.iter().zip(&mut out) {
+                let Some(part) = store.get(&parameter.var) else { continue };
+                *slot = Some(match slot.take() {
+                    Some(sum) => (sum + part)?,
+                    None => part.clone(),
+                });
+            }
+            Ok(())
+        })?;
+        let whole =
+            |(slot, parameter): (Option<Tensor>, &Parameter)| slot.map_or_else(|| parameter.var.zeros_like(), Ok);
+        Ok(out.into_iter().zip(parameters).map(whole).collect::<candle_core::Result<_>>()?)
     }
 
     /// One update with rate `lr`. Returns the gradient's norm before clipping; when it is not finite nothing changes.

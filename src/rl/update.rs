@@ -4,6 +4,7 @@
 //! of the whole batch: the result depends on neither the number of threads nor the size of the parts. Which
 //! completions, and how often, is the trainer's business.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -13,11 +14,14 @@ use serde::{Deserialize, Serialize};
 
 use super::RlError;
 use super::estimator::{Estimator, Step};
-use super::logprob::{Sample, logprob_estimate, logprobs};
+use super::logprob::{Estimate, Sample, View, logprob_estimate, logprob_estimate_by_layer, logprobs};
 use super::loss::{LossConfig, Segment, Stats, Terms, behaviour_weight, denominator, maskgrpo_loss};
 use super::policy::Policy;
 use crate::models::Backbone;
 use crate::models::lora::Lora;
+pub use bounds::Bounds;
+
+mod bounds;
 
 /// A completion with its advantage.
 #[derive(Debug, Clone)]
@@ -39,10 +43,17 @@ pub struct UpdateConfig {
     pub estimator: Estimator,
     /// Clip and penalty.
     pub loss: LossConfig,
+    /// A loss on likelihood bounds instead of one on clipped ratios; estimator, clip and penalty then have no part.
+    pub bounds: Option<Bounds>,
+    /// Masked inputs of a bound.
+    pub draws: u32,
     /// μ: inner steps, each an update of its own on masks of its own.
     pub inner: u32,
     /// Rows of one micro-batch.
     pub micro_rows: usize,
+    /// Keep only the layers' inputs of a forward pass and compute the layers again in the backward pass: less memory,
+    /// about a third more time, the same gradients.
+    pub checkpointing: bool,
     /// Largest mean KL(new ‖ old); beyond it the inner steps end.
     pub max_drift: f64,
     /// Largest weight of a completion that an older version sampled.
@@ -79,6 +90,10 @@ pub struct UpdateReport {
     pub grad_norm: f64,
     /// Mean log-probability of scored positions: its fall is learning, a fall in its spread is collapse.
     pub logprob: f64,
+    /// Losses on bounds: by how much more than the reference the policy favoured what was liked, at the last inner
+    /// step, nats a completion.
+    #[serde(default)]
+    pub margin: f64,
     /// The inner steps ended early: the policy had gone too far.
     pub stopped: bool,
     /// The update was cut short from outside.
@@ -110,14 +125,26 @@ pub fn update(
     let mut report = UpdateReport::default();
     let samples: Vec<Sample> = batch.iter().map(|judged| judged.sample.clone()).collect();
     let old = policy.snapshot()?;
-    let weights = weights(workshop, &old, batch, &samples, config)?;
+    let weights = match &config.bounds {
+        Some(bounds) => {
+            bounds::check(bounds, batch)?;
+            // No ratio to the version that sampled a completion is in these losses.
+            vec![Some(1.0); batch.len()]
+        }
+        None => weights(workshop, &old, batch, &samples, config)?,
+    };
     report.stale = weights.iter().filter(|weight| weight.is_none()).count() as u32;
     let mut sums = Sums::default();
     for j in 0..config.inner {
-        let step = Step::draw(&config.estimator, &samples, config.seed, config.inner, j)?;
-        let segments = segments(&step, batch, &weights);
         let pass = Pass { workshop, policy, old: &old, reference, config, first: j == 0 };
-        let Some(outcome) = pass.run(&step, &segments)? else {
+        let outcome = match &config.bounds {
+            Some(bounds) => pass.run_bounds(&bounds::step(&samples, config, j)?, batch, bounds)?,
+            None => {
+                let step = Step::draw(&config.estimator, &samples, config.seed, config.inner, j)?;
+                pass.run(&step, &segments(&step, batch, &weights))?
+            }
+        };
+        let Some(outcome) = outcome else {
             report.interrupted = true;
             break;
         };
@@ -131,6 +158,7 @@ pub fn update(
         }
         report.steps += 1;
         report.drift = outcome.stats.drift();
+        report.margin = outcome.margin;
         sums.add(&outcome, norm);
         if report.drift > config.max_drift {
             report.stopped = true;
@@ -171,7 +199,7 @@ fn weights(
 }
 
 fn segments(step: &Step<'_>, batch: &[Judged], weights: &[Option<f64>]) -> Vec<Segment> {
-    let of = |((range, judged), weight): ((&std::ops::Range<usize>, &Judged), &Option<f64>)| Segment {
+    let of = |((range, judged), weight): ((&Range<usize>, &Judged), &Option<f64>)| Segment {
         range: range.clone(),
         advantage: judged.advantage,
         weight: weight.unwrap_or(0.0),
@@ -197,6 +225,7 @@ struct Outcome {
     stats: Stats,
     loss: f64,
     logprob: f64,
+    margin: f64,
     finite: bool,
 }
 
@@ -204,30 +233,43 @@ impl Pass<'_> {
     /// `None` when it was cut short.
     fn run(&self, step: &Step<'_>, segments: &[Segment]) -> Result<Option<Outcome>, RlError> {
         let denominator = denominator(segments, self.config.loss.mean);
-        let parts = step.split(self.config.micro_rows);
-        let go_on = AtomicBool::new(true);
-        let outcomes: Vec<Result<Option<Outcome>, RlError>> = self.workshop.pool.install(|| {
-            let part = |part: &Step<'_>, segments: &[Segment]| {
-                if !go_on.load(Ordering::Relaxed) || !(self.workshop.pace)() {
-                    go_on.store(false, Ordering::Relaxed);
-                    return Ok(None);
-                }
-                self.micro_batch(part, segments, denominator).map(Some)
-            };
-            parts.par_iter().map(|(range, step)| part(step, &localise(&segments[range.clone()]))).collect()
-        });
+        let parts = self.each(step, |part, range| self.micro_batch(part, &localise(&segments[range]), denominator))?;
+        let Some(parts) = parts else { return Ok(None) };
         let mut total: Option<Outcome> = None;
-        for outcome in outcomes {
-            let Some(outcome) = outcome? else { return Ok(None) };
+        for part in parts {
             total = Some(match total {
-                None => outcome,
+                None => part,
                 Some(mut sum) => {
-                    sum.add(outcome)?;
+                    sum.add(part)?;
                     sum
                 }
             });
         }
         Ok(total)
+    }
+
+    /// What `f` gives of every micro-batch and the samples it is about, in their order; `None` when it was cut short.
+    fn each<T: Send>(
+        &self,
+        step: &Step<'_>,
+        f: impl Fn(&Step<'_>, Range<usize>) -> Result<T, RlError> + Sync,
+    ) -> Result<Option<Vec<T>>, RlError> {
+        let parts = step.split(self.config.micro_rows);
+        let go_on = AtomicBool::new(true);
+        let one = |(range, step): &(Range<usize>, Step<'_>)| {
+            if !go_on.load(Ordering::Relaxed) || !(self.workshop.pace)() {
+                go_on.store(false, Ordering::Relaxed);
+                return Ok(None);
+            }
+            f(step, range.clone()).map(Some)
+        };
+        self.workshop.pool.install(|| parts.par_iter().map(one).collect())
+    }
+
+    /// The policy's log-probabilities, differentiable.
+    fn tracked(&self, views: &[View<'_>]) -> Result<Estimate, RlError> {
+        let forward = if self.config.checkpointing { logprob_estimate_by_layer } else { logprob_estimate };
+        forward(&*self.workshop.model, Some(&self.policy.tracked()?), views)
     }
 
     fn micro_batch(&self, step: &Step<'_>, segments: &[Segment], denominator: f64) -> Result<Outcome, RlError> {
@@ -236,7 +278,7 @@ impl Pass<'_> {
         let frozen = |adapter: Option<&Arc<Lora>>| -> Result<Vec<f64>, RlError> {
             Ok(step.gather(&logprob_estimate(model, adapter, &views)?.split()?))
         };
-        let estimate = logprob_estimate(model, Some(&self.policy.tracked()?), &views)?;
+        let estimate = self.tracked(&views)?;
         let new = step.gather(&estimate.split()?);
         // At the first inner step the old policy is the new one, to the bit.
         let old = if self.first { new.clone() } else { frozen(Some(self.old))? };
@@ -244,11 +286,10 @@ impl Pass<'_> {
         let reference = if penalised { Some(frozen(self.reference)?) } else { None };
         let terms = Terms { new: &new, old: &old, reference: reference.as_deref(), segments };
         let loss = maskgrpo_loss(&terms, &self.config.loss, Some(denominator))?;
-        let objective = estimate.objective(loss.value, &step.scatter(&loss.gradient))?;
-        let finite = loss.is_finite();
-        let gradients = self.policy.gradients(&objective.backward()?)?;
+        let (finite, gradient) = (loss.is_finite(), step.scatter(&loss.gradient));
+        let gradients = self.policy.gradients(|found| estimate.backward(model, loss.value, &gradient, found))?;
         let logprob = new.iter().sum::<f64>();
-        Ok(Outcome { gradients, stats: loss.stats, loss: loss.value, logprob, finite })
+        Ok(Outcome { gradients, stats: loss.stats, loss: loss.value, logprob, margin: 0.0, finite })
     }
 }
 

@@ -116,11 +116,12 @@ impl Task {
         if self.draws() { "/generate/image" } else { "/generate/text" }
     }
 
-    /// What the crowd asks for besides the prompt: samplers that explore, and that are on-policy.
+    /// What the crowd asks for besides the prompt. Pictures are guided, as they are served, in half the steps and with
+    /// freer draws: what is learned then holds for what is served.
     #[must_use]
     pub fn asked(self) -> Value {
         if self.draws() {
-            json!({ "n": GROUP, "sampler": { "kind": "emerge" }, "steps": 16, "guidance_scale": 0, "temperature": 1 })
+            json!({ "n": GROUP, "steps": 32, "guidance_scale": 1, "temperature": 2, "token_temperature": 0.8 })
         } else {
             json!({ "n": GROUP, "temperature": 1.0, "max_tokens": 24, "block_length": 8, "steps": 12 })
         }
@@ -232,27 +233,30 @@ impl Task {
 
     fn training(self, seed: u64) -> TrainingConfig {
         let per_completion = self.ratings(Opinion::default()).len() as u64;
-        let taste = self == Self::Taste;
+        let draws = self.draws();
         TrainingConfig {
             adapter: self.name().to_owned(),
             // Versions soon after each other keep what is learned from close to the policy.
-            min_samples: if taste { 260 } else { 400 } * per_completion,
+            min_samples: if self == Self::Taste { 140 } else { 280 } * per_completion,
             min_interval_s: 0,
             lanes: vec![Lane::Groups],
             promotion: Promotion::Auto,
-            batch: 96,
-            epochs: if taste { 2 } else { 1 },
-            inner: if self.draws() { 2 } else { 4 },
-            lr: if taste { 1e-3 } else { 5e-4 },
+            batch: if draws { 64 } else { 96 },
+            epochs: 1,
+            inner: 4,
+            lr: 5e-4,
+            guided: draws,
             beta: 0.01,
+            // The crowd waits while it learns.
+            threads: std::thread::available_parallelism().map_or(1, usize::from),
             // What is watched here is the rise of the success rate; ratings of one moment take no version back.
             trial_ratings: 1_000_000,
             data: LaneConfig { per_subject_max: 4096, hold_out_one_in: 4, ..LaneConfig::default() },
             // Only people can score, so the gate sees no more than how a candidate rates what was rated: a few dozen
             // noisy thumbs. It refuses what is clearly worse; that a version is better shows over several.
             gate: GateConfig {
-                prompts: 24,
-                completions: 4,
+                prompts: 16,
+                completions: 2,
                 min_gain: -0.05,
                 max_guard_loss: 0.3,
                 max_kl: 2.0,

@@ -10,7 +10,8 @@ use crate::rl::lanes::{Lane, LaneConfig};
 use crate::rl::loss::{Kl, LossConfig};
 use crate::rl::masks::MaskMode;
 use crate::rl::policy::LoraConfig;
-use crate::rl::update::UpdateConfig;
+use crate::rl::preference::{DpoConfig, KtoConfig};
+use crate::rl::update::{Bounds, UpdateConfig};
 
 /// Rows of one micro-batch: few enough to stay in the cache.
 const MICRO_ROWS: usize = 900;
@@ -41,6 +42,64 @@ pub enum EstimatorKind {
     CoupledGrpo,
     /// The completion's own way, arXiv 2509.06949.
     Trajectory,
+}
+
+/// What an update makes smaller.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LossKind {
+    /// Clipped ratios weighted by advantages, with `estimator`, `epsilon` and `beta`.
+    #[default]
+    MaskGrpo,
+    /// ELBO-KTO, arXiv 2510.23658: good and bad completions, each for itself. For ratings of singles.
+    Kto,
+    /// VRPO/DPO, arXiv 2505.19223: pairs of a preferred and a rejected completion of one prompt.
+    Dpo,
+}
+
+impl LossKind {
+    /// Its name in the configuration.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::MaskGrpo => "maskgrpo",
+            Self::Kto => "kto",
+            Self::Dpo => "dpo",
+        }
+    }
+}
+
+/// What the policy must not leave without need.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Reference {
+    /// The version that a run starts from: each may go as far as the one before.
+    #[default]
+    Served,
+    /// The base, without adapter: all versions together may go as far as one. `max_kl` then bounds them together.
+    Base,
+}
+
+/// Settings of the losses on likelihood bounds: `kto` and `dpo`.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct PreferenceConfig {
+    /// Scale of the implicit reward: the smaller, the further the policy may go.
+    pub beta: f64,
+    /// KTO: weight of good completions.
+    pub desired: f64,
+    /// KTO: weight of bad ones.
+    pub undesired: f64,
+    /// DPO: weight of the preferred completions' own likelihood, which keeps it from falling along.
+    pub sft: f64,
+    /// Masked inputs of a bound.
+    pub draws: u32,
+}
+
+impl Default for PreferenceConfig {
+    fn default() -> Self {
+        Self { beta: 0.1, desired: 1.0, undesired: 1.0, sft: 0.05, draws: 2 }
+    }
 }
 
 /// `[training]`.
@@ -79,6 +138,12 @@ pub struct TrainingConfig {
     pub inner: u32,
     /// Learning rate.
     pub lr: f64,
+    /// What is made smaller.
+    pub loss: LossKind,
+    /// What the policy is compared with.
+    pub reference: Reference,
+    /// Settings of `loss = "kto"` and `loss = "dpo"`.
+    pub preference: PreferenceConfig,
     /// Which likelihood.
     pub estimator: EstimatorKind,
     /// Smallest share of a text, and of an image, that is masked.
@@ -89,7 +154,7 @@ pub struct TrainingConfig {
     pub guided: bool,
     /// Clip range.
     pub epsilon: f64,
-    /// Weight of the penalty for leaving the served version.
+    /// Weight of the penalty for leaving the reference.
     pub beta: f64,
     /// Largest gradient norm.
     pub max_grad_norm: f64,
@@ -97,6 +162,9 @@ pub struct TrainingConfig {
     pub max_kl: f64,
     /// A run ends when the mean uncertainty (−log p of its own tokens) falls below this share of what it was.
     pub min_entropy_share: f64,
+    /// Keep only what each layer was given, and compute the layers again for the gradient: less memory, about a third
+    /// more time. Unset: for models of a billion parameters or more.
+    pub checkpointing: Option<bool>,
     /// Threads.
     pub threads: usize,
     /// Shape of a new adapter.
@@ -128,6 +196,9 @@ impl Default for TrainingConfig {
             epochs: 1,
             inner: 2,
             lr: 1e-3,
+            loss: LossKind::default(),
+            reference: Reference::default(),
+            preference: PreferenceConfig::default(),
             estimator: EstimatorKind::default(),
             gamma: [0.3, 0.3],
             ratios: Ratios::default(),
@@ -137,6 +208,7 @@ impl Default for TrainingConfig {
             max_grad_norm: 1.0,
             max_kl: 1.0,
             min_entropy_share: 0.2,
+            checkpointing: None,
             threads: 1,
             lora: LoraConfig::default(),
             data: LaneConfig::default(),
@@ -168,9 +240,35 @@ impl TrainingConfig {
         within("training.gamma", self.gamma[0].min(self.gamma[1]), 0.0, 0.999)?;
         within("training.epsilon", self.epsilon, 0.0, 1.0)?;
         within("training.beta", self.beta, 0.0, 100.0)?;
+        within("training.preference.beta", self.preference.beta, 1e-6, 100.0)?;
+        within("training.preference.desired", self.preference.desired, 0.0, 100.0)?;
+        within("training.preference.undesired", self.preference.undesired, 0.0, 100.0)?;
+        within("training.preference.sft", self.preference.sft, 0.0, 100.0)?;
+        within("training.preference.draws", f64::from(self.preference.draws), 1.0, 64.0)?;
+        self.check_loss()?;
         within("training.threads", self.threads as f64, 1.0, 1024.0)?;
         within("training.lora.rank", self.lora.rank as f64, 1.0, 256.0)?;
         within("training.regenerate", f64::from(self.regenerate[1]), 2.0, 64.0)
+    }
+
+    /// Refuses a loss that none of the lanes could feed.
+    fn check_loss(&self) -> Result<(), RlError> {
+        let fed = self.lanes.iter().any(|lane| self.loss != LossKind::Dpo || *lane != Lane::Singles);
+        if fed || self.lanes.is_empty() {
+            return Ok(());
+        }
+        Err(RlError::invalid("training.lanes", "dpo learns from pairs; add \"groups\" or \"regenerated\" to singles"))
+    }
+
+    /// The loss on bounds, where one is chosen.
+    #[must_use]
+    pub fn bounds(&self) -> Option<Bounds> {
+        let PreferenceConfig { beta, desired, undesired, sft, .. } = self.preference;
+        match self.loss {
+            LossKind::MaskGrpo => None,
+            LossKind::Kto => Some(Bounds::Kto(KtoConfig { beta, desired, undesired })),
+            LossKind::Dpo => Some(Bounds::Dpo(DpoConfig { beta, sft })),
+        }
     }
 
     /// The estimator of images or of texts.
@@ -194,9 +292,12 @@ impl TrainingConfig {
     pub fn update(&self, image: bool, seed: u64) -> UpdateConfig {
         UpdateConfig {
             estimator: self.estimator(image),
-            loss: self.loss(image),
+            loss: self.clipped(image),
+            bounds: self.bounds(),
+            draws: self.preference.draws,
             inner: self.inner,
             micro_rows: MICRO_ROWS,
+            checkpointing: self.checkpointing.unwrap_or(false),
             max_drift: 0.05,
             behaviour_cap: 2.0,
             max_staleness: 0.7,
@@ -210,9 +311,9 @@ impl TrainingConfig {
         OptimConfig { beta2: 0.99, weight_decay: 0.0, max_grad_norm: self.max_grad_norm, ..OptimConfig::default() }
     }
 
-    /// The loss of images or of texts.
+    /// Clip and penalty of images or of texts.
     #[must_use]
-    pub fn loss(&self, image: bool) -> LossConfig {
+    pub fn clipped(&self, image: bool) -> LossConfig {
         LossConfig {
             eps_low: self.epsilon,
             eps_high: self.epsilon,

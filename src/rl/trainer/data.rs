@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use uuid::Uuid;
 
-use super::config::TrainingConfig;
+use super::compare::Comparison;
+use super::config::{LossKind, TrainingConfig};
 use crate::adapters::VersionId;
 use crate::diffusion::rng::Stream;
 use crate::engine::Engine;
@@ -13,10 +14,11 @@ use crate::engine::job::{Finished, Priority, Task};
 use crate::models::Model;
 use crate::models::lora::Lora;
 use crate::rl::RlError;
-use crate::rl::advantage::{Baseline, Baselines, Dropped, group};
+use crate::rl::advantage::Baselines;
 use crate::rl::lanes::{Candidate, Item, Lane, Lanes, Left, held_out};
 use crate::rl::logprob::{Guidance, Sample};
 use crate::rl::publish::Publisher;
+use crate::rl::reward::combine::Reward;
 use crate::rl::reward::{GroupInput, Kind, Picture, Rewards, SampleInput};
 use crate::rl::rollout::{Asked, guidance_of, sample_of, sample_of_row};
 use crate::rl::update::Judged;
@@ -64,6 +66,12 @@ struct Member {
     image: bool,
 }
 
+impl Cluster {
+    fn image(&self) -> bool {
+        self.members.first().is_some_and(|member| member.image)
+    }
+}
+
 impl Maker<'_> {
     /// Scores and compares what the lanes hold, and regenerates what the configuration asks for.
     pub(super) async fn make(&self, lanes: Lanes, baselines: &mut Baselines) -> Result<Data, RlError> {
@@ -86,28 +94,34 @@ impl Maker<'_> {
             clusters.extend(self.regenerate(&mut data).await?);
         }
         let mut held_out = Vec::new();
-        for cluster in lanes.held_out.into_iter().filter(|cluster| cluster.len() > 1) {
-            held_out.extend(self.cluster(Lane::Groups, cluster, &mut Data::default()).await?);
+        for cluster in lanes.held_out {
+            let lane = if cluster.len() > 1 { Lane::Groups } else { Lane::Singles };
+            // Only verdicts can be compared with a candidate's likelihoods one by one.
+            if lane == Lane::Groups || self.config.loss == LossKind::Kto {
+                held_out.extend(self.cluster(lane, cluster, &mut Data::default()).await?);
+            }
         }
         let inputs = clusters.iter().chain(&held_out).map(|cluster| cluster.input.clone()).collect();
         let combined = self.rewards.score(inputs).await.map_err(|e| RlError::Refused(e.to_string()))?;
-        let mut rewards = combined.groups.into_iter();
+        let singles = clusters.iter().zip(&combined.groups).filter(|(cluster, _)| cluster.lane == Lane::Singles);
+        let singles = singles.flat_map(|(cluster, rewards)| rewards.iter().map(|reward| (cluster.image(), reward)));
+        let mut comparison = Comparison::new(self.config.loss, baselines, singles);
+        let mut rewards = combined.groups.iter();
         let (mut groups, mut sum, mut used) = (Vec::new(), 0.0, 0);
         for cluster in clusters {
-            let of_cluster = rewards.next().unwrap_or_default();
-            let judged = data.judge(cluster, &of_cluster, baselines);
+            let (image, of_cluster) = (cluster.image(), rewards.next().map_or(&[][..], Vec::as_slice));
+            let judged = data.judge(cluster, of_cluster, &mut comparison);
             sum += judged.iter().map(|(_, reward)| reward).sum::<f64>();
             used += judged.len();
-            let image = judged.first().is_some_and(|(member, _)| member.image);
-            let members: Vec<Judged> = judged.into_iter().map(|(member, _)| member.judged).collect();
+            let members: Vec<Judged> = judged.into_iter().map(|(judged, _)| judged).collect();
             if !members.is_empty() {
                 groups.push((image, members));
             }
         }
         for cluster in held_out {
-            let of_cluster = rewards.next().unwrap_or_default();
-            let judged = Data::default().judge(cluster, &of_cluster, baselines);
-            data.held_out.extend(judged.into_iter().map(|(member, _)| member.judged));
+            let of_cluster = rewards.next().map_or(&[][..], Vec::as_slice);
+            let judged = Data::default().judge(cluster, of_cluster, &mut comparison);
+            data.held_out.extend(judged.into_iter().map(|(judged, _)| judged));
         }
         data.reward = sum / used.max(1) as f64;
         data.batches = batches(groups, self.config.batch, self.seed);
@@ -258,41 +272,28 @@ fn picture(model: &Model, codes: Vec<u32>, grid: (usize, usize)) -> Picture {
 }
 
 impl Data {
-    /// Advantages of a cluster's members, each with its reward; those without one are left out.
-    fn judge(
-        &mut self,
-        cluster: Cluster,
-        rewards: &[crate::rl::reward::combine::Reward],
-        baselines: &mut Baselines,
-    ) -> Vec<(Member, f64)> {
-        let value = |at: usize| rewards.get(at).and_then(|reward| reward.reward);
-        let advantages: Vec<Result<f64, Dropped>> = if cluster.lane == Lane::Singles {
-            // A single has nothing to be normalised by but its own past: the score as it is.
-            let raw = rewards.first().and_then(|reward| reward.raw).unwrap_or(f64::NAN);
-            vec![baselines.single(&format!("{:?}", cluster.input.kind), raw)]
-        } else {
-            let known: Vec<f64> = (0..cluster.members.len()).map(|at| value(at).unwrap_or(f64::NAN)).collect();
-            group(&known, Baseline::Standard)
-        };
-        let mut out = Vec::with_capacity(cluster.members.len());
-        for (at, (mut member, advantage)) in cluster.members.into_iter().zip(advantages).enumerate() {
-            let skip = rewards.get(at).and_then(|reward| reward.skip).filter(|_| cluster.lane != Lane::Singles);
-            let raw = rewards.get(at).and_then(|reward| reward.raw);
-            let reason = match (skip, &advantage) {
-                (Some(skip), _) => Some(skip.reason()),
-                (None, Err(dropped)) => Some(dropped.as_str()),
-                (None, Ok(_)) => None,
-            };
+    /// A cluster's members with what they count, each with its reward, in the loss's order; those that count nothing
+    /// are left out.
+    fn judge(&mut self, cluster: Cluster, rewards: &[Reward], comparison: &mut Comparison<'_>) -> Vec<(Judged, f64)> {
+        // Without hooks there are no rewards at all.
+        let mut rewards = rewards.to_vec();
+        rewards.resize(cluster.members.len(), Reward::default());
+        let compared = comparison.of(cluster.lane, cluster.image(), &rewards);
+        let raw = |at: usize| rewards.get(at).and_then(|reward| reward.raw);
+        for (at, (member, fate)) in cluster.members.iter().zip(&compared.fates).enumerate() {
+            let reason = fate.err();
             for item in &member.items {
-                self.note(item, cluster.lane, raw, member.behind, reason);
+                self.note(item, cluster.lane, raw(at), member.behind, reason);
             }
             self.count(cluster.lane, reason, 1);
-            if let (None, Ok(advantage)) = (reason, advantage) {
-                member.judged.advantage = advantage;
-                out.push((member, raw.unwrap_or(0.0)));
-            }
         }
-        out
+        let mut members: Vec<Option<Member>> = cluster.members.into_iter().map(Some).collect();
+        let take = |at: usize| {
+            let member = members.get_mut(at)?.take()?;
+            let advantage = compared.fates[at].ok()?;
+            Some((Judged { advantage, ..member.judged }, raw(at).unwrap_or(0.0)))
+        };
+        compared.order.iter().copied().filter_map(take).collect()
     }
 
     fn note(&mut self, item: &Item, lane: Lane, reward: Option<f64>, behind: u32, reason: Option<&str>) {

@@ -4,6 +4,7 @@
 //! once that is lost. Nothing here waits on a client, and no client waits for it.
 
 mod checkpoint;
+mod compare;
 pub mod config;
 mod data;
 mod measure;

@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use candle_core::Device;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::checkpoint::{Checkpoint, Progress, fingerprint};
-use super::config::{Promotion, TrainingConfig};
+use super::config::{Promotion, Reference, TrainingConfig};
 use super::data::{Batch, Data, Maker};
 use super::measure::{Bench, agreement};
 use super::status::{LaneStatus, Phase};
@@ -22,11 +23,13 @@ use crate::rl::gate::{Verdict, judge};
 use crate::rl::lanes::{Now, sort};
 use crate::rl::policy::Policy;
 use crate::rl::publish::{Order, blocking};
-use crate::rl::update::{UpdateReport, Workshop, update};
+use crate::rl::update::{UpdateConfig, UpdateReport, Workshop, update};
 use crate::store::{Change, NewRun};
 
 /// Niceness of the learning threads, the most there is: a sixtieth of the share of a serving thread that wants to run.
 const LEARNING_NICENESS: i32 = 19;
+/// Parameters of a model from which the layers are computed again in the backward pass, unless the operator decides.
+const CHECKPOINTED: usize = 1_000_000_000;
 /// Versions whose age is known; older ones are stale whatever the limit.
 const LINEAGE: usize = 1000;
 
@@ -139,8 +142,14 @@ impl Run<'_> {
         let optim = config.optimizer();
         match parent {
             Some(parent) => Policy::from_lora(shape, parent, optim),
-            None => Policy::fresh(shape, &config.lora, optim, config.seed, &candle_core::Device::Cpu),
+            None => Policy::fresh(shape, &config.lora, optim, config.seed, &self.device()),
         }
+    }
+
+    /// Where the model's weights are; the factors must be there too.
+    fn device(&self) -> Device {
+        let transformer = self.parts.engine.model().backbone.transformer();
+        transformer.map_or(Device::Cpu, |transformer| transformer.device().clone())
     }
 
     /// All updates, on threads of their own that give way to everything else.
@@ -155,8 +164,14 @@ impl Run<'_> {
         let workshop = self.parts.workshop(self.shared)?;
         let (shared, batches) = (Arc::clone(self.shared), batches.to_vec());
         let fingerprint = fingerprint(&current.to_string(), &batches);
+        let reference = match config.reference {
+            Reference::Served => parent,
+            Reference::Base => None,
+        };
+        let device = self.device();
+        let large = self.parts.engine.spec().parameters >= CHECKPOINTED;
         blocking(move || {
-            let known = checkpoint.load(fingerprint, &mut policy, &candle_core::Device::Cpu).unwrap_or_else(|error| {
+            let known = checkpoint.load(fingerprint, &mut policy, &device).unwrap_or_else(|error| {
                 tracing::warn!(%error, "the checkpoint of the last run cannot be used; the run starts over");
                 None
             });
@@ -164,8 +179,9 @@ impl Run<'_> {
             let (mut reports, total) = (start.reports, batches.len() * config.epochs as usize);
             for done in start.done..total {
                 let batch = &batches[done % batches.len()];
-                let update_config = config.update(batch.image, fingerprint ^ done as u64);
-                let report = update(&workshop, &mut policy, parent.as_ref(), &batch.judged, &update_config, config.lr)?;
+                let checkpointing = config.checkpointing.unwrap_or(large);
+                let settings = UpdateConfig { checkpointing, ..config.update(batch.image, fingerprint ^ done as u64) };
+                let report = update(&workshop, &mut policy, reference.as_ref(), &batch.judged, &settings, config.lr)?;
                 reports.push(report);
                 let done = done + 1;
                 shared.progress(done, total, &report);
@@ -193,7 +209,7 @@ impl Run<'_> {
         let parts = self.parts;
         let provenance = Provenance {
             parent: Some(parent.clone()),
-            algorithm: "maskgrpo".to_owned(),
+            algorithm: parts.config.loss.as_str().to_owned(),
             hyperparameters: serde_json::to_value(&parts.config).unwrap_or_default(),
             data: record(data),
             rewards: json!(
@@ -282,6 +298,7 @@ impl Run<'_> {
         let lanes: BTreeMap<&str, LaneStatus> =
             data.lanes.iter().map(|(lane, counts)| (lane.as_str(), LaneStatus::new(counts))).collect();
         let metrics = json!({
+            "loss": self.parts.config.loss,
             "candidate": gate.map(|(id, _)| id.to_string()),
             "samples": data.used(),
             "reward": data.reward,

@@ -4,6 +4,7 @@ use super::*;
 use crate::models::optim::OptimConfig;
 use crate::rl::masks::{Role, Tail, roles};
 use crate::rl::policy::LoraConfig;
+use crate::rl::preference::{DpoConfig, KtoConfig};
 use crate::starter;
 
 fn workshop(threads: usize, pace: impl Fn() -> bool + Send + Sync + 'static) -> Workshop {
@@ -44,8 +45,11 @@ fn config() -> UpdateConfig {
     UpdateConfig {
         estimator: Estimator::TEXT,
         loss: LossConfig::default(),
+        bounds: None,
+        draws: 2,
         inner: 3,
         micro_rows: 20,
+        checkpointing: false,
         max_drift: 1.0,
         behaviour_cap: 2.0,
         max_staleness: 0.7,
@@ -94,6 +98,76 @@ fn neither_threads_nor_micro_batches_change_an_update() {
     let whole = run(1, 10_000);
     let close = |a: f64, b: f64| (a - b).abs() < 1e-4 * (1.0 + b.abs());
     assert!(close(one.0.loss, whole.0.loss) && close(one.0.kl, whole.0.kl), "{:?} {:?}", one.0, whole.0);
+}
+
+#[test]
+fn checkpointing_by_layer_changes_nothing_but_the_memory() {
+    let workshop = workshop(1, || true);
+    let run = |checkpointing| {
+        let mut policy = policy(&workshop);
+        let config = UpdateConfig { checkpointing, ..config() };
+        let reports = [0, 1].map(|_| update(&workshop, &mut policy, None, &batch(), &config, 1e-3).unwrap());
+        let values: Vec<Vec<f32>> =
+            policy.state().values().map(|t| t.flatten_all().unwrap().to_vec1::<f32>().unwrap()).collect();
+        (reports, values)
+    };
+    assert!(run(false) == run(true));
+}
+
+/// The batch's neighbours are a liked and a disliked answer to one question: a batch of pairs too.
+const BOUNDS: [Bounds; 2] = [
+    Bounds::Kto(KtoConfig { beta: 0.1, desired: 1.0, undesired: 1.0 }),
+    Bounds::Dpo(DpoConfig { beta: 0.1, sft: 0.05 }),
+];
+
+#[test]
+fn losses_on_bounds_favour_what_was_liked_ever_more() {
+    let workshop = workshop(2, || true);
+    for bounds in BOUNDS {
+        let (mut policy, config) = (policy(&workshop), UpdateConfig { bounds: Some(bounds), ..config() });
+        let before = favour(&workshop, None);
+        let mut margins = Vec::new();
+        for seed in 0..4 {
+            let config = UpdateConfig { seed, ..config };
+            let report = update(&workshop, &mut policy, None, &batch(), &config, 3e-3).unwrap();
+            assert_eq!((report.steps, report.skipped, report.stale), (3, 0, 0));
+            assert!(report.kl > 0.0 && report.tokens > 0 && report.logprob < 0.0, "{report:?}");
+            margins.push(report.margin);
+        }
+        assert!(margins.windows(2).all(|w| w[0] < w[1]) && margins[0] > 0.0, "{bounds:?}: {margins:?}");
+        let after = favour(&workshop, Some(&policy.snapshot().unwrap()));
+        assert!(after > before + 1.0, "{bounds:?}: {before} to {after}");
+    }
+}
+
+#[test]
+fn losses_on_bounds_depend_on_neither_threads_nor_micro_batches_nor_checkpointing() {
+    for bounds in BOUNDS {
+        let run = |threads, micro_rows, checkpointing| {
+            let (workshop, bounds) = (workshop(threads, || true), Some(bounds));
+            let mut policy = policy(&workshop);
+            let config = UpdateConfig { bounds, micro_rows, checkpointing, ..config() };
+            let report = update(&workshop, &mut policy, None, &batch(), &config, 1e-3).unwrap();
+            let state = policy.state();
+            let values: Vec<f32> =
+                state.values().flat_map(|t| t.flatten_all().unwrap().to_vec1::<f32>().unwrap()).collect();
+            (report, values)
+        };
+        let one = run(1, 20, false);
+        assert!(one == run(2, 20, false) && one == run(1, 20, true), "{bounds:?}");
+        let whole = run(1, 10_000, false).0;
+        // The bounds of a first step are compared before any part of its gradient is: only rounding differs.
+        let close = |a: f64, b: f64| (a - b).abs() < 1e-3 * (1.0 + b.abs());
+        assert!(close(one.0.loss, whole.loss) && close(one.0.grad_norm, whole.grad_norm), "{:?} {whole:?}", one.0);
+    }
+}
+
+#[test]
+fn pairs_are_needed_in_twos() {
+    let workshop = workshop(1, || true);
+    let config = UpdateConfig { bounds: Some(BOUNDS[1]), ..config() };
+    let error = update(&workshop, &mut policy(&workshop), None, &batch()[..5], &config, 1e-3).unwrap_err();
+    assert!(error.to_string().contains("5 completions"), "{error}");
 }
 
 #[test]
