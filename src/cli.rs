@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use crate::config::{ConfigError, Engine, Resolved, Telemetry};
 
+pub mod adapters;
 pub mod bench;
 pub mod demo;
 pub mod doctor;
@@ -50,6 +51,8 @@ pub enum Command {
     Eval(eval::EvalArgs),
     /// Watch it learn from simulated people, who talk HTTP only
     Demo(Box<demo::DemoArgs>),
+    /// List, show, promote and take back the adapter versions of a running server
+    Adapters(adapters::AdaptersArgs),
     /// Train the starter model from nothing
     Pretrain(pretrain::PretrainArgs),
     /// Print the OpenAPI document
@@ -113,6 +116,7 @@ fn dispatch(command: Command, matches: &ArgMatches) -> anyhow::Result<ExitCode> 
         Command::Bench(args) => bench::run(&args, matches),
         Command::Eval(args) => eval::run(&args, matches),
         Command::Demo(args) => demo::run(&args, matches),
+        Command::Adapters(args) => adapters::run(&args),
         Command::Pretrain(args) => pretrain::run(&args, matches),
         Command::Openapi => openapi::run(),
         Command::Doctor(args) => doctor::run(&args, matches),

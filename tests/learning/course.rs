@@ -1,6 +1,7 @@
 //! A new version on trial: a share of the people gets it, always the same ones, and what they say decides.
 
 use std::collections::BTreeMap;
+use std::process::Command;
 
 use super::*;
 
@@ -38,10 +39,25 @@ impl Trial {
         let config = configured(data.path(), "min_gain = -1e6", &format!("{TRIAL}\nmin_subjects = 100000"));
         let server = Server::start(data.path(), &["--config", config.as_str(), "--log", "warn"]);
         let trial = Self { server, http: reqwest::Client::new(), _data: data };
-        let url = format!("{}/adapters/main@1/approve", trial.server.url);
-        let (status, routes) = post(&trial.http, &url, &json!({"share": share, "reason": "a trial"})).await.unwrap();
-        assert_eq!(status, 200, "{routes}");
+        // Once over HTTP, once by the command that does the same.
+        if share.is_null() {
+            let served = trial.command(&["promote", "main@1", "--reason", "a trial"]).unwrap();
+            assert_eq!(served.trim(), "served: main@1");
+        } else {
+            let url = format!("{}/adapters/main@1/approve", trial.server.url);
+            let body = json!({"share": share, "reason": "a trial"});
+            let (status, routes) = post(&trial.http, &url, &body).await.unwrap();
+            assert_eq!(status, 200, "{routes}");
+        }
         trial
+    }
+
+    /// What `lacuna adapters` prints of the server, or complains of.
+    fn command(&self, args: &[&str]) -> Result<String, String> {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_lacuna"));
+        let output = command.arg("adapters").args(args).args(["--url", &self.server.url]).output().unwrap();
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+        if output.status.success() { Ok(text(output.stdout)) } else { Err(text(output.stderr)) }
     }
 
     /// The version that person `i` gets, and the completion.
@@ -119,4 +135,11 @@ async fn a_canary_is_sticky_and_goes_on_or_back_by_its_ratings_and_a_drop_is_tak
     let version = everybody.settled("base@0").await;
     assert_eq!(version["status"], "rolled_back", "{version}");
     assert_eq!(everybody.ask(0, 1).await.0, "base@0");
+    let list = everybody.command(&["list"]).unwrap();
+    assert!(list.contains("main@1") && list.contains("rolled_back") && list.contains("served: base@0"), "{list}");
+    let shown = everybody.command(&["show", "main@1"]).unwrap();
+    assert!(shown.contains("maskgrpo") && shown.contains("mean 0.000"), "{shown}");
+    let refused = everybody.command(&["rollback"]).unwrap_err();
+    assert!(refused.contains("409") && refused.contains("nothing to roll back"), "{refused}");
+    assert!(everybody.command(&["show", "main@9"]).unwrap_err().contains("404"));
 }
