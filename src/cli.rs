@@ -22,6 +22,7 @@ pub mod openapi;
 pub mod pretrain;
 pub mod serve;
 pub mod term;
+pub mod train;
 
 /// Serves masked diffusion models, text and image, and learns from what its users say.
 #[derive(Debug, Parser)]
@@ -53,6 +54,8 @@ pub enum Command {
     Demo(Box<demo::DemoArgs>),
     /// List, show, promote and take back the adapter versions of a running server
     Adapters(adapters::AdaptersArgs),
+    /// Learn without a server: from a log, or by practice
+    Train(Box<train::TrainArgs>),
     /// Train the starter model from nothing
     Pretrain(pretrain::PretrainArgs),
     /// Print the OpenAPI document
@@ -80,6 +83,9 @@ pub struct ConfigFile {
     /// TOML file with the tables server, engine, limits, store and telemetry
     #[arg(long = "config", env = "LACUNA_CONFIG", value_name = "FILE")]
     pub path: Option<PathBuf>,
+    /// Set any key of the file, such as `training.lr=5e-4` or `reward.aggregate=\"sum_then_normalize\"`; repeatable
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
 }
 
 impl ConfigFile {
@@ -88,7 +94,7 @@ impl ConfigFile {
     /// # Errors
     /// As [`Resolved::new`].
     pub fn resolve(&self, sections: &impl Serialize, matches: &ArgMatches) -> Result<Resolved, ConfigError> {
-        Resolved::new(sections, matches, self.path.as_deref())
+        Resolved::new(sections, matches, self.path.as_deref(), &self.set)
     }
 }
 
@@ -117,6 +123,7 @@ fn dispatch(command: Command, matches: &ArgMatches) -> anyhow::Result<ExitCode> 
         Command::Eval(args) => eval::run(&args, matches),
         Command::Demo(args) => demo::run(&args, matches),
         Command::Adapters(args) => adapters::run(&args),
+        Command::Train(args) => train::run(&args, matches),
         Command::Pretrain(args) => pretrain::run(&args, matches),
         Command::Openapi => openapi::run(),
         Command::Doctor(args) => doctor::run(&args, matches),

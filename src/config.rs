@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use clap::parser::ValueSource;
 use clap::{ArgMatches, Args, ValueEnum};
 use figment::Figment;
-use figment::providers::{Format, Serialized, Toml};
+use figment::providers::{Data, Format, Serialized, Toml};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -311,23 +311,24 @@ pub struct Resolved {
 
 impl Resolved {
     /// Lays flags over variables over `file` over defaults. `sections` is what clap parsed into: some or all sections
-    /// of [`Config`]; `matches` tells which of its values somebody set.
+    /// of [`Config`]; `matches` tells which of its values somebody set. `set` are `section.key=value`, flags
+    /// for what has none.
     ///
     /// # Errors
     /// When the file is missing, does not parse, has an unknown key, or a value is out of bounds.
-    pub fn new(sections: &impl Serialize, matches: &ArgMatches, file: Option<&Path>) -> Result<Self, ConfigError> {
+    pub fn new(
+        sections: &impl Serialize,
+        matches: &ArgMatches,
+        file: Option<&Path>,
+        set: &[String],
+    ) -> Result<Self, ConfigError> {
         let mut origins = BTreeMap::new();
         let mut figment = Figment::from(Serialized::defaults(Config::default()));
         if let Some(path) = file {
             if !path.is_file() {
                 return Err(ConfigError::NoFile(path.to_owned()));
             }
-            let toml = Toml::file_exact(path);
-            for (section, keys) in Figment::from(&toml).extract::<Map<String, Value>>().map_err(Box::new)? {
-                let keys = keys.as_object().into_iter().flat_map(Map::keys);
-                origins.extend(keys.map(|key| (format!("{section}.{key}"), Origin::File)));
-            }
-            figment = figment.merge(toml);
+            figment = layer(figment, Toml::file_exact(path), Origin::File, &mut origins)?;
         }
         let mut parsed = serde_json::to_value(sections).map_err(|e| ConfigError::Render(e.to_string()))?;
         for (section, keys) in parsed.as_object_mut().into_iter().flatten() {
@@ -338,7 +339,11 @@ impl Resolved {
                 true
             });
         }
-        let config: Config = figment.merge(Serialized::defaults(parsed)).extract().map_err(Box::new)?;
+        figment = figment.merge(Serialized::defaults(parsed));
+        for set in set {
+            figment = layer(figment, Toml::string(&assignment(set)?), Origin::Flag, &mut origins)?;
+        }
+        let config: Config = figment.extract().map_err(Box::new)?;
         config.validate()?;
         Ok(Self { config, origins })
     }
@@ -364,6 +369,30 @@ impl Resolved {
         }
         Ok(out)
     }
+}
+
+/// Lays a TOML text over `figment`, and notes what it sets.
+fn layer(
+    figment: Figment,
+    toml: Data<Toml>,
+    origin: Origin,
+    origins: &mut BTreeMap<String, Origin>,
+) -> Result<Figment, ConfigError> {
+    for (section, keys) in Figment::from(&toml).extract::<Map<String, Value>>().map_err(Box::new)? {
+        let keys = keys.as_object().into_iter().flat_map(Map::keys);
+        origins.extend(keys.map(|key| (format!("{section}.{key}"), origin)));
+    }
+    Ok(figment.merge(toml))
+}
+
+/// `key=value` as TOML; what is no TOML value is text.
+fn assignment(set: &str) -> Result<String, ConfigError> {
+    let Some((key, value)) = set.split_once('=').filter(|(key, _)| key.contains('.')) else {
+        return Err(bounds("--set", format!("{set:?}"), "section.key=value, as in the file"));
+    };
+    let plain = format!("{key} = {value}");
+    let text = || format!("{key} = {}", toml::Value::String(value.to_owned()));
+    Ok(if toml::from_str::<toml::Table>(&plain).is_ok() { plain } else { text() })
 }
 
 /// The layer that set the argument `key`, when it is a flag or a variable.

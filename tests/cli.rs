@@ -37,6 +37,9 @@ fn help_of_every_command() {
         "bench",
         "demo",
         "eval",
+        "train",
+        "adapters",
+        "adapters promote",
         "pretrain",
         "openapi",
         "doctor",
@@ -72,6 +75,69 @@ fn flags_win_over_variables_over_the_file_over_the_defaults() {
     ] {
         assert!(printed.contains(line), "{line} is not in\n{printed}");
     }
+}
+
+#[test]
+fn every_key_of_the_file_can_be_set() {
+    let folder = TempDir::new().unwrap();
+    let file = folder.path().join("lacuna.toml");
+    std::fs::write(&file, "[training]\nlr = 1e-4\n").unwrap();
+    let set = ["--set", "training.lr=5e-4", "--set", "training.adapter=night", "--set", "training.lora.rank=4"];
+    let printed = stdout(&[&["--print-config", "--config", file.to_str().unwrap()][..], &set].concat(), &[]);
+    for line in ["lr = 0.0005  # set by flag", "adapter = \"night\"  # set by flag", "rank = 4"] {
+        assert!(printed.contains(line), "{line} is not in\n{printed}");
+    }
+    for (set, words) in [
+        ("training.lr", ["--set", "section.key=value"]),
+        ("lr=1", ["--set", "section.key=value"]),
+        ("training.lrr=1", ["lrr", "unknown field"]),
+        ("training.lr=7", ["training.lr", "7 is outside 0 to 1"]),
+    ] {
+        let message = complaint(&["--print-config", "--set", set], &[]);
+        assert!(words.iter().all(|word| message.contains(word)), "{set}: {message}");
+    }
+}
+
+#[test]
+fn practice_reports_every_update_and_writes_an_adapter() {
+    let folder = TempDir::new().unwrap();
+    let out = folder.path().join("adapter");
+    let sampling = r#"{"sampler":{"kind":"emerge"},"steps":2,"guidance_scale":0,"temperature":1}"#;
+    let report = json(&[
+        "train",
+        "adapters",
+        "adapters promote",
+        "--task",
+        "taste",
+        "--updates",
+        "2",
+        "--prompts",
+        "2",
+        "--completions",
+        "4",
+        "--eval-n",
+        "4",
+        "--sampling",
+        sampling,
+        "--judge-at",
+        r#"{"steps":4}"#,
+        "--set",
+        "training.lora.rank=2",
+        "--save",
+        out.to_str().unwrap(),
+        "--json",
+        "--log",
+        "warn",
+    ]);
+    assert_eq!(report["updates"].as_array().unwrap().len(), 2);
+    let steps = report["updates"].as_array().unwrap().iter().map(|u| u["report"]["steps"].as_u64().unwrap());
+    assert!(steps.sum::<u64>() > 0, "{report}");
+    let judged = report["judged"].as_array().unwrap();
+    assert_eq!((judged.len(), &judged[1]["settings"]["steps"], &judged[1]["n"]), (2, &4.into(), &4.into()));
+    assert!(out.join("adapter_model.safetensors").is_file() && out.join("adapter_config.json").is_file());
+    let message = complaint(&["train", "--task", "taste", "--sampling", "[1]"], &[]);
+    assert!(message.contains("a JSON object"), "{message}");
+    assert!(complaint(&["train"], &[]).contains("--from-log"));
 }
 
 #[test]
@@ -126,6 +192,18 @@ fn a_probe_of_nothing_fails() {
 
 fn json(args: &[&str]) -> serde_json::Value {
     serde_json::from_str(&stdout(args, &[])).unwrap()
+}
+
+#[test]
+fn bench_compares_with_itself_while_it_learns() {
+    let args = ["bench", "--json", "--requests", "3", "--log", "warn", "--kind", "text", "--concurrency", "1"];
+    let report = json(&[&args[..], &["--learning"]].concat());
+    let beside = &report["runs"][0]["learning"];
+    assert_eq!(beside["requests"], 3, "{report}");
+    assert!(["p50", "p95", "throughput"].iter().all(|key| beside[key].as_f64().unwrap() > 0.0), "{report}");
+    assert!(json(&args)["runs"][0].get("learning").is_none());
+    let message = complaint(&["bench", "--url", "http://127.0.0.1:1", "--learning"], &[]);
+    assert!(message.contains("--learning"), "{message}");
 }
 
 #[test]

@@ -2,6 +2,7 @@
 //! served, survives a kill, and is taken back.
 
 use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
 mod course;
@@ -170,4 +171,36 @@ async fn a_candidate_that_gains_nothing_is_refused_and_never_served() {
     assert_eq!(served_by(&http, &url).await, "base@0");
     let (_, adapters) = get(&http, &format!("{url}/adapters")).await.unwrap();
     assert!(adapters.to_string().contains("rejected"), "{adapters}");
+}
+
+#[tokio::test]
+async fn a_log_can_be_learned_from_without_a_server() {
+    let data = TempDir::new().unwrap();
+    let config = config(data.path(), "approve", -1e6);
+    let flags = ["--config", config.as_str(), "--log", "warn"];
+    // It only collects: this many judgements will not come.
+    let collecting = [&flags[..], &["--set", "training.min_samples=100000"]].concat();
+    let mut server = Server::start(data.path(), &collecting);
+    let (http, url) = (reqwest::Client::new(), server.url.clone());
+    rate(&http, &url, 12, 0).await;
+    let train = || {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_lacuna"));
+        command.args(["train", "--from-log", "--json", "--data-dir"]).arg(data.path()).args(flags);
+        command.output().unwrap()
+    };
+    let refused = train();
+    let message = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(!refused.status.success() && message.contains("another process"), "{message}");
+    server.signal("TERM");
+    assert!(server.wait().success());
+    let made = train();
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    let run: Value = serde_json::from_slice(&made.stdout).unwrap();
+    assert_eq!((&run["status"], &run["metrics"]["candidate"]), (&json!("candidate"), &json!("main@1")), "{run}");
+    // The next server finds the candidate, and serves it when told to.
+    let server = Server::start(data.path(), &collecting);
+    let url = server.url.clone();
+    let (_, adapters) = get(&http, &format!("{url}/adapters")).await.unwrap();
+    assert!(adapters.to_string().contains("main@1"), "{adapters}");
+    assert_eq!(served_by(&http, &url).await, "base@0");
 }

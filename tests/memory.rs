@@ -80,7 +80,16 @@ fn batch() -> Vec<Judged> {
         let completion: Vec<u32> = (0..POSITIONS as u64 - 16).map(|k| ((k * 31 + id * 17) % 2000) as u32).collect();
         let roles = vec![Role::Scored; completion.len()];
         let prefix = vec![5; 16];
-        let sample = Sample { id, prefix, completion, suffix: vec![], vocab: 0..2047, roles, guidance: None };
+        let sample = Sample {
+            id,
+            prefix,
+            completion,
+            suffix: vec![],
+            vocab: 0..2047,
+            roles,
+            commit_steps: vec![],
+            guidance: None,
+        };
         Judged { sample, advantage: if id % 2 == 0 { 1.0 } else { -1.0 }, weight: 1.0, behaviour: None }
     };
     (0..BATCH).map(of).collect()

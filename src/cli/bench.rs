@@ -16,6 +16,7 @@ use super::{ConfigFile, Local, term};
 use crate::config::{self, Config};
 use crate::telemetry;
 
+pub mod learning;
 pub mod load;
 pub mod report;
 pub mod ticks;
@@ -57,6 +58,9 @@ pub struct BenchArgs {
     /// Seed of the prompts, the sampling and the arrivals
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
+    /// Run everything a second time while it learns, and compare
+    #[arg(long, conflicts_with = "url")]
+    pub learning: bool,
     /// Print JSON instead of a table
     #[arg(long)]
     pub json: bool,
@@ -97,13 +101,13 @@ async fn measure_own(args: &BenchArgs, mut config: Config) -> anyhow::Result<rep
     config.server = config::Server { port: 0, ..config::Server::default() };
     config.store.data_dir.clone_from(&folder);
     let server = Server::start(&config).await?;
-    let report = measure(args, &server.url(), Some(&server.host)).await;
+    let report = measure(args, &server.url(), Some((&server.host, &config))).await;
     let stopped = server.stop().await;
     std::fs::remove_dir_all(&folder).with_context(|| format!("{} cannot be removed", folder.display()))?;
     stopped.and(report)
 }
 
-async fn measure(args: &BenchArgs, url: &str, own: Option<&Host>) -> anyhow::Result<report::Report> {
+async fn measure(args: &BenchArgs, url: &str, own: Option<(&Host, &Config)>) -> anyhow::Result<report::Report> {
     let client = load::Client::new(url)?;
     let mut report = report::Report::new(&client.info().await?);
     let amount = match args.requests {
@@ -119,10 +123,16 @@ async fn measure(args: &BenchArgs, url: &str, own: Option<&Host>) -> anyhow::Res
         for &arrivals in &arrivals {
             let plan = load::Plan { kind, arrivals, amount, seed: args.seed };
             term::note(format_args!("measuring {plan} ..."));
-            let _ = own.map(|host| host.engine.take_shapes());
+            let _ = own.map(|(host, _)| host.engine.take_shapes());
             let run = client.run(&plan).await?;
-            let bare = own.map(|host| ticks::bare_rows_per_s(&host.model, &host.engine.take_shapes())).transpose()?;
-            report.runs.push(report::Run::new(&plan, &run, bare)?);
+            let bare =
+                own.map(|(host, _)| ticks::bare_rows_per_s(&host.model, &host.engine.take_shapes())).transpose()?;
+            let mut run = report::Run::new(&plan, &run, bare)?;
+            if let Some((host, config)) = own.filter(|_| args.learning) {
+                term::note(format_args!("measuring {plan} while it learns ..."));
+                run.learning = Some(learning::beside(&client, &plan, &run, host, config).await?);
+            }
+            report.runs.push(run);
         }
     }
     Ok(report)

@@ -109,7 +109,7 @@ pub fn run(args: &DemoArgs, matches: &ArgMatches) -> anyhow::Result<ExitCode> {
 }
 
 /// What the file says of training wins over the demo's own choice.
-fn overlay(training: &mut TrainingConfig, resolved: &Resolved) -> anyhow::Result<()> {
+pub(super) fn overlay(training: &mut TrainingConfig, resolved: &Resolved) -> anyhow::Result<()> {
     let (mut ours, file) = (serde_json::to_value(&*training)?, serde_json::to_value(&resolved.config.training)?);
     for key in resolved.origins.keys().filter_map(|key| key.strip_prefix("training.")) {
         if let (Some(ours), Some(value)) = (ours.get_mut(key), file.get(key)) {

@@ -35,14 +35,7 @@ pub async fn start(
 /// # Errors
 /// As [`start`].
 pub async fn parts(config: &Config, host: &Host, store: Arc<dyn Store>) -> anyhow::Result<Option<Parts>> {
-    let Some(shape) = host.model.backbone.adaptable() else { return Ok(None) };
-    let spec = host.engine.spec();
-    let base = Base {
-        model: spec.name.clone(),
-        sha256: spec.sha256.clone(),
-        config: shape.clone(),
-        device: host.device_handle.clone(),
-    };
+    let Some(base) = base(host) else { return Ok(None) };
     let folder = config.store.data_dir.join("adapters");
     let files = adapters::Registry::open(&folder, base, adapters::Limits::default()).context("adapters")?;
     let publisher = Publisher::open(host.engine.clone(), Arc::clone(&store), Arc::new(files)).await?;
@@ -57,6 +50,14 @@ pub async fn parts(config: &Config, host: &Host, store: Arc<dyn Store>) -> anyho
         data_dir: config.store.data_dir.clone(),
         holder: format!("{}-{}", std::process::id(), uuid::Uuid::now_v7()),
     }))
+}
+
+/// What adapters must fit; `None` when the model takes none.
+#[must_use]
+pub fn base(host: &Host) -> Option<Base> {
+    let spec = host.engine.spec();
+    let config = host.model.backbone.adaptable()?.clone();
+    Some(Base { model: spec.name.clone(), sha256: spec.sha256.clone(), config, device: host.device_handle.clone() })
 }
 
 fn rewards(config: &Config, reward: &Reward) -> anyhow::Result<Rewards> {

@@ -2,11 +2,15 @@
 //!
 //! The rules, in this order:
 //! 1. whoever has waited longest, and longer than the aging limit, goes first, one canvas a tick: nobody starves;
-//! 2. interactive before batch before rollout; only the first `max_running` by class and arrival take part, so that
-//!    what has begun is finished before more is begun, while a higher class displaces a lower one at any step;
+//! 2. interactive before batch before rollout; only the first `max_running` by class and arrival take part (rollouts are
+//!    counted apart), so that what has begun is finished before more is begun, while a higher class displaces a lower
+//!    one at any step;
 //! 3. inside a class, those near their deadline, then whoever has been served the fewest rows. This is deficit round
 //!    robin in its virtual-time form: a newcomer starts at the least-served one's count;
-//! 4. a canvas that does not fit what is left of the budget is skipped, not waited for.
+//! 4. a canvas that does not fit what is left of the budget is skipped, not waited for;
+//! 5. rollouts beside others get a sixteenth of the rows, no more and no less, so that learning slows nobody down and
+//!    is never starved; alone they get all of them, but in short ticks while others have been here within a second, so
+//!    that a newcomer never waits long.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -39,11 +43,22 @@ struct Account {
     seen: u64,
 }
 
+/// Rollouts beside others get one row for so many of theirs.
+const ROLLOUT_SHARE: i64 = 16;
+/// Most rows that rollouts may have in hand: those of one large canvas.
+const MOST_EARNED: u32 = 4096;
+/// How long after the others have gone ticks of rollouts stay short.
+const CALM: Duration = Duration::from_secs(1);
+
 /// The scheduler's memory.
 #[derive(Debug)]
 pub struct Scheduler {
     max_running: usize,
     aging: Duration,
+    /// Rows of others by which rollouts have earned a share, times [`ROLLOUT_SHARE`] what they have used of it.
+    earned: i64,
+    /// When somebody other than rollouts was last here.
+    others: Option<Duration>,
     accounts: HashMap<u64, Account>,
     /// Virtual time of each class.
     clocks: [u64; 3],
@@ -54,19 +69,29 @@ impl Scheduler {
     /// At most `max_running` canvases a tick; one that has waited for `aging` goes first.
     #[must_use]
     pub fn new(max_running: usize, aging: Duration) -> Self {
-        Self { max_running: max_running.max(1), aging, accounts: HashMap::new(), clocks: [0; 3], tick: 0 }
+        Self {
+            max_running: max_running.max(1),
+            aging,
+            earned: 0,
+            others: None,
+            accounts: HashMap::new(),
+            clocks: [0; 3],
+            tick: 0,
+        }
     }
 
     /// Which of `canvases` (in order of arrival) step now, as indices into them, in order of precedence; their rows
     /// are at most `budget` in sum.
     pub fn plan(&mut self, canvases: &[Candidate], budget: usize, now: Duration) -> Vec<usize> {
         self.note(canvases, now);
-        let (mut left, mut chosen) = (budget, Vec::new());
+        let beside = canvases.iter().any(|canvas| canvas.class != Priority::Rollout);
+        let mut left = self.room(canvases, budget, beside, now);
+        let mut chosen = Vec::new();
         for index in self.precedence(canvases, now) {
             let canvas = &canvases[index];
             let same = |&i: &usize| canvas.shared.is_some() && canvases[i].shared == canvas.shared;
             let cost = if chosen.iter().any(same) { 0 } else { canvas.rows };
-            if cost > left {
+            if cost > left || (beside && !self.affords(canvas, cost)) {
                 continue;
             }
             left -= cost;
@@ -75,11 +100,36 @@ impl Scheduler {
                 account.served += cost as u64;
                 account.since = now;
             }
-            if chosen.len() == self.max_running {
-                break;
-            }
         }
         chosen
+    }
+
+    /// Rows of this tick.
+    fn room(&mut self, canvases: &[Candidate], budget: usize, beside: bool, now: Duration) -> usize {
+        if beside {
+            self.others = Some(now);
+            return budget;
+        }
+        self.earned = 0;
+        let recent = self.others.is_some_and(|last| now.saturating_sub(last) < CALM);
+        // At least one of them fits.
+        let least = canvases.iter().map(|canvas| canvas.rows).min().unwrap_or(0);
+        if recent { least.max(budget / ROLLOUT_SHARE as usize) } else { budget }
+    }
+
+    /// Whether a canvas may run beside those of higher classes; if so, it is charged or credited.
+    fn affords(&mut self, canvas: &Candidate, cost: usize) -> bool {
+        let cost = cost as i64;
+        if canvas.class != Priority::Rollout {
+            // Bounded: what was not used for long is not taken all at once.
+            self.earned = (self.earned + cost).min(ROLLOUT_SHARE * i64::from(MOST_EARNED));
+            return true;
+        }
+        let affordable = cost * ROLLOUT_SHARE <= self.earned;
+        if affordable {
+            self.earned -= cost * ROLLOUT_SHARE;
+        }
+        affordable
     }
 
     /// Opens accounts of newcomers, closes those of the departed, moves the clocks.
@@ -109,21 +159,26 @@ impl Scheduler {
     /// All that may step, first things first.
     fn precedence(&self, canvases: &[Candidate], now: Duration) -> Vec<usize> {
         let account = |i: usize| self.accounts.get(&canvases[i].id);
-        let mut order: Vec<usize> = (0..canvases.len()).collect();
         // Stable: arrival decides among equals.
-        order.sort_by_key(|&i| canvases[i].class);
-        order.truncate(self.max_running);
-        order.sort_by_key(|&i| {
-            let served = account(i).map_or(0, |a| a.served);
-            (canvases[i].class, !canvases[i].urgent, served, i)
-        });
+        let (mut order, mut rollouts): (Vec<usize>, Vec<usize>) =
+            (0..canvases.len()).partition(|&i| canvases[i].class != Priority::Rollout);
         let waited = |i: usize| account(i).map_or(Duration::ZERO, |a| now.saturating_sub(a.since));
-        let oldest =
-            (0..canvases.len()).filter(|&i| waited(i) >= self.aging).max_by_key(|&i| (waited(i), usize::MAX - i));
+        let aged = order.iter().copied().filter(|&i| waited(i) >= self.aging);
+        let oldest = aged.max_by_key(|&i| (waited(i), usize::MAX - i));
+        order.sort_by_key(|&i| canvases[i].class);
+        for part in [&mut order, &mut rollouts] {
+            part.truncate(self.max_running);
+            part.sort_by_key(|&i| {
+                let served = account(i).map_or(0, |a| a.served);
+                (canvases[i].class, !canvases[i].urgent, served, i)
+            });
+        }
         if let Some(oldest) = oldest {
             order.retain(|&i| i != oldest);
             order.insert(0, oldest);
+            order.truncate(self.max_running);
         }
+        order.append(&mut rollouts);
         order
     }
 }
@@ -147,7 +202,7 @@ mod tests {
     fn classes_go_in_order() {
         let mut s = Scheduler::new(8, NEVER);
         let all = [canvas(1, Rollout, 10), canvas(2, Batch, 10), canvas(3, Interactive, 10)];
-        assert_eq!(s.plan(&all, 20, at(0)), [2, 1]);
+        assert_eq!(s.plan(&all, 30, at(0)), [2, 1]);
         assert_eq!(s.plan(&all, 10, at(1)), [2]);
     }
 
@@ -201,9 +256,36 @@ mod tests {
     #[test]
     fn the_longest_waiting_goes_first_when_its_time_has_come() {
         let mut s = Scheduler::new(8, Duration::from_millis(50));
-        let all = [canvas(1, Interactive, 100), canvas(2, Rollout, 100)];
+        let all = [canvas(1, Interactive, 100), canvas(2, Batch, 100)];
         let turns: Vec<usize> = (0..12).flat_map(|tick| s.plan(&all, 100, at(tick))).collect();
         assert_eq!(turns, [0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1, 0]);
+    }
+
+    #[test]
+    fn rollouts_beside_others_get_a_sixteenth_of_the_rows() {
+        let mut s = Scheduler::new(8, Duration::from_millis(50));
+        let all = [canvas(1, Interactive, 100), canvas(2, Rollout, 80), canvas(3, Rollout, 80)];
+        let mut rows = [0; 3];
+        for tick in 0..4096 {
+            let chosen = s.plan(&all, 1000, at(tick));
+            assert!(chosen.contains(&0) && chosen.len() < 3, "nobody waits for them, and they come one at a time");
+            chosen.iter().for_each(|&i| rows[i] += all[i].rows);
+        }
+        let share = (rows[1] + rows[2]) as f64 / rows[0] as f64;
+        assert!((share - 1.0 / 16.0).abs() < 0.001, "{share}");
+        assert!(rows[1].abs_diff(rows[2]) <= 80, "{rows:?}");
+    }
+
+    #[test]
+    fn rollouts_alone_take_short_ticks_for_a_while() {
+        let mut s = Scheduler::new(64, NEVER);
+        let rollouts: Vec<Candidate> = (0..40).map(|id| canvas(id, Rollout, 80)).collect();
+        assert_eq!(s.plan(&rollouts, 3200, at(0)).len(), 40, "nobody has been here");
+        let with = [&rollouts[..], &[canvas(99, Interactive, 80)]].concat();
+        assert_eq!(s.plan(&with, 3200, at(1)), [40]);
+        assert_eq!(s.plan(&rollouts, 3200, at(2)).len(), 2, "3200 / 16 rows");
+        assert_eq!(s.plan(&rollouts, 800, at(3)).len(), 1, "one always fits");
+        assert_eq!(s.plan(&rollouts, 3200, at(102)).len(), 40, "a second later");
     }
 
     #[test]

@@ -95,7 +95,16 @@ mod tests {
     fn sample(id: u64, scored: usize) -> Sample {
         let roles = vec![Role::Scored; scored];
         let completion = vec![3; scored];
-        Sample { id, prefix: vec![1], suffix: vec![], vocab: 0..9, guidance: None, completion, roles }
+        Sample {
+            id,
+            prefix: vec![1],
+            suffix: vec![],
+            vocab: 0..9,
+            commit_steps: vec![],
+            guidance: None,
+            completion,
+            roles,
+        }
     }
 
     #[test]

@@ -7,22 +7,30 @@
 
 use std::ops::Range;
 
+use serde::{Deserialize, Serialize};
+
 use super::RlError;
 use super::logprob::{Sample, View};
 use super::loss::Mean;
-use super::masks::{Mask, MaskMode, coupled, draw, ratio, uniforms};
+use super::masks::{Mask, MaskMode, coupled, draw, ratio, spread_ratio, trajectory, uniforms};
 use crate::diffusion::rng::Purpose;
 
 /// A likelihood estimator.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Estimator {
-    /// One mask per inner step, its ratio rising from γ to 1 (arXiv 2510.02880).
+    /// One mask per inner step, its ratio between γ and 1 (arXiv 2510.02880).
     MaskGrpo {
         /// [`MaskMode::ArLike`] for text, [`MaskMode::Random`] for images.
         mode: MaskMode,
         /// Smallest ratio: 0.6 for text, 0.8 for images; below, image learning collapses.
         gamma: f64,
+        /// How the ratios are laid out.
+        ratios: Ratios,
     },
+    /// The completion's own way, in μ parts: each inner step scores what was committed in one part, given what came
+    /// before it (TraceRL, arXiv 2509.06949). With an ancestral sampler the sum over the parts is the likelihood of the
+    /// choices that were made, up to what one part draws at once.
+    Trajectory,
     /// The whole completion masked, prompt tokens too with this probability (arXiv 2504.12216: 0.15).
     DiffuGrpo {
         /// Probability of masking a prompt token.
@@ -37,11 +45,23 @@ pub enum Estimator {
     },
 }
 
+/// Which mask ratios an inner step has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Ratios {
+    /// One for the whole batch, rising to 1 over the inner steps, as published.
+    Rising,
+    /// Each completion has its own, spread evenly over its inner steps: every inner step sees all ratios. With few
+    /// inner steps the published schedule sees only the largest.
+    #[default]
+    Spread,
+}
+
 impl Estimator {
     /// MaskGRPO as published for text.
-    pub const TEXT: Self = Self::MaskGrpo { mode: MaskMode::ArLike, gamma: 0.6 };
+    pub const TEXT: Self = Self::MaskGrpo { mode: MaskMode::ArLike, gamma: 0.6, ratios: Ratios::Rising };
     /// MaskGRPO as published for images.
-    pub const IMAGE: Self = Self::MaskGrpo { mode: MaskMode::Random, gamma: 0.8 };
+    pub const IMAGE: Self = Self::MaskGrpo { mode: MaskMode::Random, gamma: 0.8, ratios: Ratios::Rising };
     /// diffu-GRPO as published.
     pub const DIFFU: Self = Self::DiffuGrpo { prompt: 0.15 };
     /// coupled-GRPO as published.
@@ -55,7 +75,7 @@ impl Estimator {
         let (field, values) = match *self {
             Self::MaskGrpo { gamma, .. } => ("gamma", [gamma, gamma]),
             Self::DiffuGrpo { prompt } => ("prompt", [prompt, prompt]),
-            Self::UniGrpo => return Ok(()),
+            Self::UniGrpo | Self::Trajectory => return Ok(()),
             Self::Coupled { ratio: (low, high) } if low > 0.0 && low <= high => ("ratio", [low, high]),
             Self::Coupled { ratio: (low, high) } => {
                 return Err(RlError::invalid("ratio", format!("{low} to {high}; it must rise from above 0")));
@@ -80,10 +100,21 @@ impl Estimator {
     #[must_use]
     pub fn masks(&self, sample: &Sample, seed: u64, inner: u32, j: u32) -> Vec<Mask> {
         let by = |purpose| uniforms(seed, sample.id, j, purpose);
+        // One draw for all inner steps of the example.
+        let first = || uniforms(seed, sample.id, 0, Purpose::MaskRatio)(0);
         let roles = &sample.roles;
         match *self {
-            Self::MaskGrpo { mode, gamma } => {
-                vec![Mask::new(draw(mode, ratio(gamma, inner, j), roles, by(Purpose::Mask)))]
+            Self::MaskGrpo { mode, gamma, ratios } => {
+                let ratio = match ratios {
+                    Ratios::Rising => ratio(gamma, inner, j),
+                    Ratios::Spread => spread_ratio(gamma, inner, j, first()),
+                };
+                vec![Mask::new(draw(mode, ratio, roles, by(Purpose::Mask)))]
+            }
+            Self::Trajectory => {
+                // Where an example begins is its own matter, so that every inner step sees early and late parts.
+                let part = ((first() * f64::from(inner)) as u32 + j) % inner.max(1);
+                vec![trajectory(&sample.commit_steps, roles, inner.max(1), part)]
             }
             Self::DiffuGrpo { prompt } => {
                 let draw_prompt = by(Purpose::PromptMask);
@@ -91,8 +122,7 @@ impl Estimator {
                 vec![Mask { prefix, ..Mask::new(draw(MaskMode::Full, 1.0, roles, |_| 0.0)) }]
             }
             Self::UniGrpo => {
-                // One draw for all inner steps of the example.
-                let first = uniforms(seed, sample.id, 0, Purpose::MaskRatio)(0);
+                let first = first();
                 let ratio = first + (1.0 - first) * f64::from(j) / f64::from(inner.max(2) - 1);
                 vec![Mask::new(draw(MaskMode::Random, ratio, roles, by(Purpose::Mask)))]
             }
@@ -232,7 +262,16 @@ mod tests {
     fn sample(id: u64, len: usize) -> Sample {
         let completion: Vec<u32> = (0..len as u32).collect();
         let roles = roles(&completion, &[], Tail::Mask);
-        Sample { id, prefix: vec![1; 40], suffix: vec![], vocab: 0..100, guidance: None, completion, roles }
+        Sample {
+            id,
+            prefix: vec![1; 40],
+            suffix: vec![],
+            vocab: 0..100,
+            commit_steps: vec![],
+            guidance: None,
+            completion,
+            roles,
+        }
     }
 
     #[test]
@@ -312,7 +351,7 @@ mod tests {
 
     #[test]
     fn settings_without_a_meaning_are_refused() {
-        let text = |gamma| Estimator::MaskGrpo { mode: MaskMode::ArLike, gamma };
+        let text = |gamma| Estimator::MaskGrpo { mode: MaskMode::ArLike, gamma, ratios: Ratios::Spread };
         let refused = [text(1.0), text(-0.1), text(f64::NAN), Estimator::DiffuGrpo { prompt: 2.0 }];
         assert!(refused.iter().all(|e| e.check().is_err()));
         assert!(Estimator::Coupled { ratio: (0.0, 0.8) }.check().is_err());

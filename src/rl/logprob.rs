@@ -31,6 +31,9 @@ pub struct Sample {
     pub vocab: Range<u32>,
     /// What each completion position is to training.
     pub roles: Vec<Role>,
+    /// Step at which each completion position was committed; what is missing at the end came last. Only
+    /// `Estimator::Trajectory` asks.
+    pub commit_steps: Vec<u32>,
     /// Scores the guided distribution instead of the conditional one. `None` for training as published.
     pub guidance: Option<Guidance>,
 }
@@ -66,7 +69,8 @@ impl View<'_> {
 
     fn body(&self, mask_id: u32) -> impl Iterator<Item = u32> + '_ {
         let roles = self.sample.roles.iter().zip(&self.mask.completion);
-        let visible = roles.map(|(role, masked)| !masked && *role != Role::Hidden);
+        let hidden = |k: usize| self.mask.hidden.get(k).copied().unwrap_or(false);
+        let visible = roles.enumerate().map(move |(k, (role, masked))| !masked && *role != Role::Hidden && !hidden(k));
         self.sample.completion.iter().zip(visible).map(move |(&id, visible)| if visible { id } else { mask_id })
     }
 
@@ -84,6 +88,10 @@ impl View<'_> {
         if masked != len || roles != len {
             let message = format!("{masked} mask entries and {roles} roles for {len} completion tokens; one each");
             return Err(RlError::invalid("mask", message));
+        }
+        if !mask.hidden.is_empty() && mask.hidden.len() != len {
+            let message = format!("{} entries for {len} completion tokens", mask.hidden.len());
+            return Err(RlError::invalid("mask.hidden", message));
         }
         if !mask.prefix.is_empty() && mask.prefix.len() != sample.prefix.len() {
             let message = format!("{} entries for {} prompt tokens", mask.prefix.len(), sample.prefix.len());

@@ -61,6 +61,8 @@ pub enum MaskMode {
 pub struct Mask {
     /// Per completion position: masked and scored.
     pub completion: Vec<bool>,
+    /// Per completion position: masked and not scored. Empty is none.
+    pub hidden: Vec<bool>,
     /// Per position before the completion: masked, never scored. Empty is none.
     pub prefix: Vec<bool>,
     /// Factor of this input's log-probabilities where several inputs make up one estimate.
@@ -71,7 +73,7 @@ impl Mask {
     /// A mask of completion positions alone, with weight 1.
     #[must_use]
     pub fn new(completion: Vec<bool>) -> Self {
-        Self { completion, prefix: Vec::new(), weight: 1.0 }
+        Self { completion, hidden: Vec::new(), prefix: Vec::new(), weight: 1.0 }
     }
 
     /// Its scored positions, ascending.
@@ -90,6 +92,41 @@ impl Mask {
 #[must_use]
 pub fn ratio(gamma: f64, inner: u32, j: u32) -> f64 {
     (gamma + (1.0 - gamma) * (f64::from(j) + 1.0) / f64::from(inner.max(1))).min(MAX_RATIO)
+}
+
+/// The same with a start of the example's own, `first` in [0, 1): μ ratios evenly spaced on the circle from γ to 1.
+#[must_use]
+pub fn spread_ratio(gamma: f64, inner: u32, j: u32, first: f64) -> f64 {
+    let at = (first + f64::from(j) / f64::from(inner.max(1))).fract();
+    (gamma + (1.0 - gamma) * at).min(MAX_RATIO)
+}
+
+/// Part `part` of `parts` of the way a completion was generated, by the step at which each position was committed: what
+/// came before is visible, what was committed in this part is scored, what came later is hidden. Positions of one step
+/// were drawn without seeing each other and stay together. The parts have about as many positions each, and every
+/// scored position is in one of them.
+#[must_use]
+pub fn trajectory(steps: &[u32], roles: &[Role], parts: u32, part: u32) -> Mask {
+    let mut order: Vec<u32> = scored_steps(steps, roles).collect();
+    order.sort_unstable();
+    let of = |step: u32| {
+        let before = order.partition_point(|&other| other < step) as u64;
+        (before * u64::from(parts) / order.len().max(1) as u64) as u32
+    };
+    let parts: Vec<Option<u32>> =
+        (0..roles.len()).map(|k| (roles[k] == Role::Scored).then(|| of(step_of(steps, k)))).collect();
+    let scored = parts.iter().map(|of| *of == Some(part)).collect();
+    let hidden = parts.iter().map(|of| of.is_some_and(|of| of > part)).collect();
+    Mask { hidden, ..Mask::new(scored) }
+}
+
+fn scored_steps<'a>(steps: &'a [u32], roles: &'a [Role]) -> impl Iterator<Item = u32> + 'a {
+    (0..roles.len()).filter(|&k| roles[k] == Role::Scored).map(|k| step_of(steps, k))
+}
+
+/// A position whose step is not known came last: the end of a text is not in the log.
+fn step_of(steps: &[u32], k: usize) -> u32 {
+    steps.get(k).copied().unwrap_or(u32::MAX)
 }
 
 /// Probability that each of `len` positions stays visible under [`MaskMode::ArLike`]: falls linearly to 0 at the last,
@@ -197,6 +234,42 @@ mod tests {
         let longer = vec![Role::Scored; 80];
         let long = draw(MaskMode::Random, 0.5, &longer, uniforms(1, 2, 3, Purpose::Mask));
         assert_eq!(long[..64], mask(1, 2, 3));
+    }
+
+    #[test]
+    fn the_parts_of_a_trajectory_show_what_came_before_and_score_everything_once() {
+        let steps = [4, 0, 0, 7, 2, 2, 5, 1];
+        let mut roles = vec![Role::Scored; 9];
+        roles[1] = Role::Given;
+        let parts: Vec<Mask> = (0..3).map(|part| trajectory(&steps, &roles, 3, part)).collect();
+        let times = |k: usize| parts.iter().filter(|mask| mask.completion[k]).count();
+        // The ninth position has no step, so it came last.
+        assert_eq!((0..9).map(times).collect::<Vec<_>>(), [1, 0, 1, 1, 1, 1, 1, 1, 1]);
+        let of = |k: usize| parts.iter().position(|mask| mask.completion[k]);
+        assert!(of(2) == Some(0) && of(8) == Some(2) && of(4) == of(5), "one step, one part");
+        for (part, mask) in parts.iter().enumerate() {
+            for k in (0..9).filter(|&k| roles[k] == Role::Scored) {
+                assert_eq!(mask.hidden[k], of(k) > Some(part), "position {k} in part {part}");
+            }
+            assert!(!mask.hidden[1] && !mask.completion[1], "a given position is never masked");
+        }
+    }
+
+    #[test]
+    fn a_trajectory_of_unknown_steps_is_all_of_it_at_once() {
+        let all = trajectory(&[], &[Role::Scored; 5], 4, 0);
+        assert_eq!((all.count(), all.hidden.iter().any(|h| *h)), (5, false));
+        assert!((1..4).all(|part| trajectory(&[], &[Role::Scored; 5], 4, part).count() == 0));
+    }
+
+    #[test]
+    fn spread_ratios_cover_the_range_evenly_whatever_the_start() {
+        for first in [0.0, 0.13, 0.5, 0.99] {
+            let mut ratios: Vec<f64> = (0..4).map(|j| spread_ratio(0.6, 4, j, first)).collect();
+            ratios.sort_by(f64::total_cmp);
+            assert!(ratios.iter().all(|r| (0.6..=0.999).contains(r)), "{ratios:?}");
+            close(&ratios.windows(2).map(|w| w[1] - w[0]).collect::<Vec<_>>(), &[0.1; 3], 1e-9);
+        }
     }
 
     #[test]

@@ -6,7 +6,7 @@
 use uuid::Uuid;
 
 use super::RlError;
-use super::logprob::Sample;
+use super::logprob::{Guidance, Sample};
 use super::masks::{Role, Tail, roles};
 use crate::adapters::VersionId;
 use crate::engine::job::{FinishReason, ImageParams, Priority, Prompt, Task, TextParams};
@@ -94,6 +94,27 @@ impl Asked {
     }
 }
 
+/// What a guided request was steered away from, for log-probabilities of the distribution that it was drawn from;
+/// `None` when it was not guided. Texts are not scored in guided form.
+///
+/// # Errors
+/// When the negative prompt does not tokenise.
+pub fn guidance_of(model: &Model, asked: &Asked) -> Result<Option<Guidance>, RlError> {
+    let Task::Image(params) = &asked.task else { return Ok(None) };
+    if params.guidance_scale <= 0.0 {
+        return Ok(None);
+    }
+    let ids = match &asked.negative {
+        Some(Prompt::Text(text)) => {
+            model.tokenizer.encode(text).map_err(|e| RlError::invalid("negative_prompt", e.to_string()))?
+        }
+        Some(Prompt::Ids(ids)) => ids.clone(),
+        _ => Vec::new(),
+    };
+    let (prefix, suffix) = model.layout.image_frame(&ids);
+    Ok(Some(Guidance { scale: params.guidance_scale, prefix, suffix }))
+}
+
 /// What a sample is made of.
 struct Parts<'a> {
     id: Uuid,
@@ -141,6 +162,11 @@ pub fn sample_of_row(model: &Model, asked: &Asked, row: &CompletionRow) -> Resul
     )
 }
 
+/// Given positions came before the first step.
+fn steps_of(commit_steps: &[i32]) -> Vec<u32> {
+    commit_steps.iter().map(|&step| u32::try_from(step).unwrap_or(0)).collect()
+}
+
 fn sample(model: &Model, parts: &Parts<'_>) -> Result<Sample, RlError> {
     let spec = model.backbone.spec();
     let id = parts.id.as_u128() as u64;
@@ -161,6 +187,7 @@ fn sample(model: &Model, parts: &Parts<'_>) -> Result<Sample, RlError> {
                 suffix,
                 vocab: codes,
                 roles,
+                commit_steps: steps_of(parts.commit_steps),
                 guidance: None,
             })
         }
@@ -188,6 +215,7 @@ fn sample(model: &Model, parts: &Parts<'_>) -> Result<Sample, RlError> {
                 suffix: Vec::new(),
                 vocab: spec.text_ids.clone(),
                 roles,
+                commit_steps: steps_of(parts.commit_steps),
                 guidance: None,
             })
         }

@@ -67,6 +67,16 @@ impl PeftFiles {
             model: read_file(dir, MODEL_FILE, limits.file_bytes)?,
         })
     }
+
+    /// Writes them into a folder, which is made when missing, for `PeftModel.from_pretrained`.
+    ///
+    /// # Errors
+    /// When the folder or a file cannot be written.
+    pub fn write_to(&self, dir: &Path) -> std::io::Result<()> {
+        std::fs::create_dir_all(dir)?;
+        std::fs::write(dir.join(CONFIG_FILE), &self.config)?;
+        std::fs::write(dir.join(MODEL_FILE), &self.model)
+    }
 }
 
 /// The adapter in `files`, checked against `base`.

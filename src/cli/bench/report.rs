@@ -6,6 +6,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::Kind;
+use super::learning::Beside;
 use super::load::{Arrivals, Measured, Plan};
 use super::ticks::Ticks;
 
@@ -54,6 +55,9 @@ pub struct Run {
     /// Rows served per second over rows per second of the bare forward on the same shapes, same run.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub engine_efficiency: Option<f64>,
+    /// The same load while it learned, with `--learning`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub learning: Option<Beside>,
 }
 
 /// Quantiles, milliseconds.
@@ -106,7 +110,8 @@ impl Report {
         for column in table.column_iter_mut().skip(2) {
             column.set_cell_alignment(CellAlignment::Right);
         }
-        format!("{} on {}\n{table}", self.model, self.device)
+        let beside = self.runs.iter().filter_map(Run::beside).collect::<String>();
+        format!("{} on {}\n{table}{beside}", self.model, self.device)
     }
 }
 
@@ -152,14 +157,28 @@ impl Run {
             },
             tick: measured.ticks,
             engine_efficiency: bare_rows_per_s.map(|bare| positions / seconds / bare),
+            learning: None,
         })
     }
 
-    fn cells(&self) -> Vec<String> {
-        let load = match self.rate {
+    fn beside(&self) -> Option<String> {
+        let Beside { p50, p95, throughput, requests, updates } = self.learning?;
+        let (kind, load) = (format!("{:?}", self.kind).to_lowercase(), self.load());
+        Some(format!(
+            "\n{kind} {load} while learning: p50 {p50:.2}×, p95 {p95:.2}×, throughput {throughput:.2}× \
+             ({requests} requests, {updates} updates)"
+        ))
+    }
+
+    fn load(&self) -> String {
+        match self.rate {
             Some(rate) => format!("{rate}/s"),
             None => format!("×{}", self.concurrency),
-        };
+        }
+    }
+
+    fn cells(&self) -> Vec<String> {
+        let load = self.load();
         let kind = format!("{:?}", self.kind).to_lowercase();
         let mut cells = vec![kind, load, self.requests.to_string(), self.failed.to_string()];
         let numbers = [

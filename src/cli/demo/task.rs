@@ -116,11 +116,12 @@ impl Task {
         if self.draws() { "/generate/image" } else { "/generate/text" }
     }
 
-    /// What the crowd asks for besides the prompt: samplers that explore, and that are on-policy.
+    /// What the crowd asks for besides the prompt. Pictures are guided, as they are served, in half the steps and with
+    /// freer draws: what is learned then holds for what is served.
     #[must_use]
     pub fn asked(self) -> Value {
         if self.draws() {
-            json!({ "n": GROUP, "sampler": { "kind": "emerge" }, "steps": 16, "guidance_scale": 0, "temperature": 1 })
+            json!({ "n": GROUP, "steps": 32, "guidance_scale": 1, "temperature": 2, "token_temperature": 0.8 })
         } else {
             json!({ "n": GROUP, "temperature": 1.0, "max_tokens": 24, "block_length": 8, "steps": 12 })
         }
@@ -152,21 +153,32 @@ impl Task {
             .iter()
             .map(|one| {
                 let id = one.get("id").and_then(Value::as_str).context("a completion without an id")?;
-                let opinion = match prompt {
-                    Prompt::Scene(_, spec) => self.of_picture(codec, spec, one)?,
-                    Prompt::Words(problem) => of_text(problem, one)?,
-                };
+                let codes = one.get("codes").map_or(Ok(Vec::new()), |codes| serde_json::from_value(codes.clone()))?;
+                let text = one.get("text").and_then(Value::as_str).unwrap_or_default();
+                let opinion = self.opinion(codec, prompt, &codes, text)?;
                 Ok((id.to_owned(), opinion))
             })
             .collect()
     }
 
-    fn of_picture(self, codec: &Codec, spec: &SceneSpec, image: &Value) -> anyhow::Result<Opinion> {
-        let codes: Vec<u16> = serde_json::from_value(image.get("codes").cloned().unwrap_or_default())?;
-        let verdict = scenes::verify(&codec.decode(&codes)?, spec);
-        let liked = !verdict.objects.is_empty() && verdict.objects.iter().all(|seen| seen.colour == Some(LIKED));
-        let wanted = if self == Self::Taste { liked } else { verdict.strict };
-        Ok(Opinion { wanted, correct: verdict.strict, soft: f64::from(verdict.soft) })
+    /// The opinion of the codes of a picture, or of a text.
+    ///
+    /// # Errors
+    /// When the codes are no picture.
+    pub fn opinion(self, codec: &Codec, prompt: &Prompt, codes: &[u16], text: &str) -> anyhow::Result<Opinion> {
+        match prompt {
+            Prompt::Scene(_, spec) => {
+                let verdict = scenes::verify(&codec.decode(codes)?, spec);
+                let seen = &verdict.objects;
+                let liked = !seen.is_empty() && seen.iter().all(|seen| seen.colour == Some(LIKED));
+                let wanted = if self == Self::Taste { liked } else { verdict.strict };
+                Ok(Opinion { wanted, correct: verdict.strict, soft: f64::from(verdict.soft) })
+            }
+            Prompt::Words(problem) => {
+                let right = words::verify(text, problem.answer).correct;
+                Ok(Opinion { wanted: right, correct: right, soft: f64::from(u8::from(right)) })
+            }
+        }
     }
 
     /// What a person says of a completion: metrics and values.
@@ -177,6 +189,14 @@ impl Task {
             Self::Scenes => vec![("thumbs", opinion.wanted.into()), ("soft", opinion.soft.into())],
             Self::Words => vec![("thumbs", opinion.wanted.into())],
         }
+    }
+
+    /// Weights of what is wanted, what is right, and of partial credit.
+    #[must_use]
+    pub fn weights(self) -> [f64; 3] {
+        let of =
+            |wanted: &str| self.metrics().iter().find(|(name, ..)| *name == wanted).map_or(0.0, |(.., weight)| *weight);
+        [of("thumbs"), of("correct"), of("soft")]
     }
 
     /// Metrics with what each counts in the reward.
@@ -213,27 +233,30 @@ impl Task {
 
     fn training(self, seed: u64) -> TrainingConfig {
         let per_completion = self.ratings(Opinion::default()).len() as u64;
-        let taste = self == Self::Taste;
+        let draws = self.draws();
         TrainingConfig {
             adapter: self.name().to_owned(),
             // Versions soon after each other keep what is learned from close to the policy.
-            min_samples: if taste { 260 } else { 400 } * per_completion,
+            min_samples: if self == Self::Taste { 140 } else { 280 } * per_completion,
             min_interval_s: 0,
             lanes: vec![Lane::Groups],
             promotion: Promotion::Auto,
-            batch: 96,
-            epochs: if taste { 2 } else { 1 },
-            inner: if self.draws() { 2 } else { 4 },
-            lr: if taste { 1e-3 } else { 5e-4 },
+            batch: if draws { 64 } else { 96 },
+            epochs: 1,
+            inner: 4,
+            lr: 5e-4,
+            guided: draws,
             beta: 0.01,
+            // The crowd waits while it learns.
+            threads: std::thread::available_parallelism().map_or(1, usize::from),
             // What is watched here is the rise of the success rate; ratings of one moment take no version back.
             trial_ratings: 1_000_000,
             data: LaneConfig { per_subject_max: 4096, hold_out_one_in: 4, ..LaneConfig::default() },
             // Only people can score, so the gate sees no more than how a candidate rates what was rated: a few dozen
             // noisy thumbs. It refuses what is clearly worse; that a version is better shows over several.
             gate: GateConfig {
-                prompts: 24,
-                completions: 4,
+                prompts: 16,
+                completions: 2,
                 min_gain: -0.05,
                 max_guard_loss: 0.3,
                 max_kl: 2.0,
@@ -269,12 +292,6 @@ impl Prompt {
         }
         Value::Object(body)
     }
-}
-
-fn of_text(problem: &Problem, completion: &Value) -> anyhow::Result<Opinion> {
-    let text = completion.get("text").and_then(Value::as_str).context("a completion without a text")?;
-    let right = words::verify(text, problem.answer).correct;
-    Ok(Opinion { wanted: right, correct: right, soft: f64::from(u8::from(right)) })
 }
 
 /// By the arithmetic, not the story: the judged lines of arithmetic are in no problem of the crowd.

@@ -88,13 +88,31 @@ fn adapter(variables: &BTreeMap<(usize, Target), [Var; 2]>) -> Arc<Lora> {
 fn text(id: u64, len: usize) -> Sample {
     let completion: Vec<u32> = (0..len as u32).map(|k| 1 + (k * 7 + id as u32) % 28).collect();
     let roles = roles(&completion, &[0], Tail::Mask);
-    Sample { id, prefix: vec![5, 9, 2], completion, suffix: vec![], vocab: 0..30, roles, guidance: None }
+    Sample {
+        id,
+        prefix: vec![5, 9, 2],
+        completion,
+        suffix: vec![],
+        vocab: 0..30,
+        roles,
+        commit_steps: vec![],
+        guidance: None,
+    }
 }
 
 fn image(id: u64) -> Sample {
     let completion: Vec<u32> = (0..8).map(|k| 32 + (k * 5 + id as u32) % 16).collect();
     let roles = vec![Role::Scored; 8];
-    Sample { id, prefix: vec![4, 31], completion, suffix: vec![31], vocab: 32..48, roles, guidance: None }
+    Sample {
+        id,
+        prefix: vec![4, 31],
+        completion,
+        suffix: vec![31],
+        vocab: 32..48,
+        roles,
+        commit_steps: vec![],
+        guidance: None,
+    }
 }
 
 fn guided(scale: f64) -> Sample {
@@ -187,6 +205,11 @@ fn hidden_positions_are_masked_in_the_input_and_kept_ones_are_not() {
     assert_eq!(input(Tail::Keep), [MASK, 0, 7, 8]);
     let prefix = Mask { prefix: vec![false, true, false], ..mask.clone() };
     assert_eq!(View { sample: &sample(Tail::Keep), mask: &prefix }.input(MASK)[..3], [5, MASK, 2]);
+    let hidden = Mask { hidden: vec![false, false, false, true], ..Mask::new(vec![true, false, false, false]) };
+    let sample = sample(Tail::Train);
+    let input = View { sample: &sample, mask: &hidden }.input(MASK);
+    let (body, shown) = (&input[3..7], &sample.completion);
+    assert_eq!(body, [MASK, shown[1], shown[2], MASK], "hidden is masked, and not scored");
 }
 
 #[test]
@@ -194,6 +217,7 @@ fn what_does_not_fit_is_refused_and_nothing_is_an_empty_estimate() {
     let (model, sample) = (model(), text(1, 4));
     let of = |sample: &Sample, mask: &Mask| logprob_estimate(&model, None, &[View { sample, mask }]);
     assert!(of(&sample, &Mask::new(vec![true; 3])).is_err());
+    assert!(of(&sample, &Mask { hidden: vec![true], ..Mask::new(vec![true; 4]) }).is_err());
     assert!(of(&sample, &Mask { prefix: vec![true], ..Mask::new(vec![true; 4]) }).is_err());
     assert!(of(&Sample { vocab: 0..2, ..sample.clone() }, &Mask::new(vec![true; 4])).is_err());
     let empty = of(&sample, &Mask::new(vec![false; 4])).unwrap();

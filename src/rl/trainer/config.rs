@@ -2,15 +2,19 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::models::optim::OptimConfig;
 use crate::rl::RlError;
-use crate::rl::estimator::Estimator;
+use crate::rl::estimator::{Estimator, Ratios};
 use crate::rl::gate::GateConfig;
 use crate::rl::lanes::{Lane, LaneConfig};
 use crate::rl::loss::{Kl, LossConfig};
 use crate::rl::masks::MaskMode;
 use crate::rl::policy::LoraConfig;
 use crate::rl::preference::{DpoConfig, KtoConfig};
-use crate::rl::update::Bounds;
+use crate::rl::update::{Bounds, UpdateConfig};
+
+/// Rows of one micro-batch: few enough to stay in the cache.
+const MICRO_ROWS: usize = 900;
 
 /// When a candidate that passed the gate is served.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -36,6 +40,8 @@ pub enum EstimatorKind {
     UniGrpo,
     /// coupled-GRPO, arXiv 2506.20639.
     CoupledGrpo,
+    /// The completion's own way, arXiv 2509.06949.
+    Trajectory,
 }
 
 /// What an update makes smaller.
@@ -142,6 +148,10 @@ pub struct TrainingConfig {
     pub estimator: EstimatorKind,
     /// Smallest share of a text, and of an image, that is masked.
     pub gamma: [f64; 2],
+    /// How the shares are laid out over inner steps.
+    pub ratios: Ratios,
+    /// Learn from the distribution that guided requests were drawn from, rather than from the conditional one.
+    pub guided: bool,
     /// Clip range.
     pub epsilon: f64,
     /// Weight of the penalty for leaving the reference.
@@ -191,6 +201,8 @@ impl Default for TrainingConfig {
             preference: PreferenceConfig::default(),
             estimator: EstimatorKind::default(),
             gamma: [0.3, 0.3],
+            ratios: Ratios::default(),
+            guided: false,
             epsilon: 0.2,
             beta: 0.01,
             max_grad_norm: 1.0,
@@ -262,19 +274,46 @@ impl TrainingConfig {
     /// The estimator of images or of texts.
     #[must_use]
     pub fn estimator(&self, image: bool) -> Estimator {
-        let gamma = self.gamma[usize::from(image)];
+        let (gamma, ratios) = (self.gamma[usize::from(image)], self.ratios);
         match self.estimator {
-            EstimatorKind::MaskGrpo if image => Estimator::MaskGrpo { mode: MaskMode::Random, gamma },
-            EstimatorKind::MaskGrpo => Estimator::MaskGrpo { mode: MaskMode::ArLike, gamma },
+            EstimatorKind::MaskGrpo => {
+                let mode = if image { MaskMode::Random } else { MaskMode::ArLike };
+                Estimator::MaskGrpo { mode, gamma, ratios }
+            }
+            EstimatorKind::Trajectory => Estimator::Trajectory,
             EstimatorKind::DiffuGrpo => Estimator::DIFFU,
             EstimatorKind::UniGrpo => Estimator::UniGrpo,
             EstimatorKind::CoupledGrpo => Estimator::COUPLED,
         }
     }
 
+    /// One update on images or on texts.
+    #[must_use]
+    pub fn update(&self, image: bool, seed: u64) -> UpdateConfig {
+        UpdateConfig {
+            estimator: self.estimator(image),
+            loss: self.clipped(image),
+            bounds: self.bounds(),
+            draws: self.preference.draws,
+            inner: self.inner,
+            micro_rows: MICRO_ROWS,
+            checkpointing: self.checkpointing.unwrap_or(false),
+            max_drift: 0.05,
+            behaviour_cap: 2.0,
+            max_staleness: 0.7,
+            seed,
+        }
+    }
+
+    /// The optimiser of a policy.
+    #[must_use]
+    pub fn optimizer(&self) -> OptimConfig {
+        OptimConfig { beta2: 0.99, weight_decay: 0.0, max_grad_norm: self.max_grad_norm, ..OptimConfig::default() }
+    }
+
     /// Clip and penalty of images or of texts.
     #[must_use]
-    pub fn ratios(&self, image: bool) -> LossConfig {
+    pub fn clipped(&self, image: bool) -> LossConfig {
         LossConfig {
             eps_low: self.epsilon,
             eps_high: self.epsilon,

@@ -16,9 +16,10 @@ use crate::models::lora::Lora;
 use crate::rl::RlError;
 use crate::rl::advantage::Baselines;
 use crate::rl::lanes::{Candidate, Item, Lane, Lanes, Left, held_out};
+use crate::rl::logprob::{Guidance, Sample};
 use crate::rl::reward::combine::Reward;
 use crate::rl::reward::{GroupInput, Kind, Picture, SampleInput};
-use crate::rl::rollout::{Asked, sample_of, sample_of_row};
+use crate::rl::rollout::{Asked, guidance_of, sample_of, sample_of_row};
 use crate::rl::update::Judged;
 use crate::store::{self, SampleKind, SampleUse};
 
@@ -128,8 +129,12 @@ impl Maker<'_> {
         let mut input = group_input(first.row.group, &first.row.prompt, first.row.kind);
         let mut members = Vec::with_capacity(cluster.len());
         for candidate in cluster {
-            let sample = Asked::of(&candidate.row)
-                .and_then(|asked| sample_of_row(self.parts.engine.model(), &asked, &candidate.row));
+            let sample = Asked::of(&candidate.row).and_then(|asked| {
+                Ok(Sample {
+                    guidance: self.guidance(&asked)?,
+                    ..sample_of_row(self.parts.engine.model(), &asked, &candidate.row)?
+                })
+            });
             let Ok(sample) = sample else {
                 data.leave_all(lane, &[candidate], "unreadable");
                 continue;
@@ -147,6 +152,10 @@ impl Maker<'_> {
             members.push(Member { judged, items: candidate.items, behind: candidate.behind, image });
         }
         Ok((!members.is_empty()).then_some(Cluster { lane, members, input }))
+    }
+
+    fn guidance(&self, asked: &Asked) -> Result<Option<Guidance>, RlError> {
+        if self.parts.config.guided { guidance_of(self.parts.engine.model(), asked) } else { Ok(None) }
     }
 
     /// The adapter that sampled a completion, unless it is the current one.
@@ -217,7 +226,7 @@ impl Maker<'_> {
         let mut members = Vec::with_capacity(finished.len());
         for one in finished {
             input.samples.push(fresh_input(model, &asked.task, &one, self.current, &row.metadata));
-            let sample = sample_of(model, &asked.task, &one)?;
+            let sample = Sample { guidance: self.guidance(asked)?, ..sample_of(model, &asked.task, &one)? };
             let items = vec![Item { id: one.id, kind: SampleKind::Completion }];
             let judged = Judged { sample, advantage: 0.0, weight: 1.0, behaviour: None };
             members.push(Member { judged, items, behind: 0, image: row.kind == store::Kind::Image });

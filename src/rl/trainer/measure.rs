@@ -3,6 +3,8 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
+use futures_util::{StreamExt as _, TryStreamExt as _};
+
 use super::Parts;
 use super::config::TrainingConfig;
 use super::data::{fresh_input, group_input};
@@ -24,6 +26,9 @@ use crate::store::CompletionRow;
 /// Rows of a forward here.
 const ROWS: usize = 2048;
 
+/// Held-out prompts under way at the same time.
+const AT_ONCE: usize = 8;
+
 /// Where trials run.
 pub(super) struct Bench<'a>(pub(super) &'a Parts);
 
@@ -43,23 +48,34 @@ impl Bench<'_> {
         let wanted = u32::try_from(gate.prompts as u64 * one_in * 2).unwrap_or(u32::MAX).min(crate::store::MAX_POOL);
         let rows = self.0.store.prompts_with_feedback(wanted, self.0.config.seed).await?;
         let rows = rows.into_iter().filter(|row| held_out(&row.prompt_ids, one_in)).take(gate.prompts);
-        let mut trials = Vec::new();
-        for (at, row) in (0u64..).zip(rows) {
-            let Ok(asked) = Asked::of(&row) else { continue };
-            let seed = mix64(self.0.config.seed ^ 0x6A7E ^ at);
-            let [new, old] = [
-                self.complete(&row, &asked, candidate, seed).await?,
-                self.complete(&row, &asked, current, seed).await?,
-            ];
-            let reward = match (self.rewards(&new.0).await, self.rewards(&old.0).await) {
-                (Some(new), Some(old)) => Some((new, old)),
-                _ => None,
-            };
-            let guards = self.guard_scores(&new.0).await.into_iter().zip(self.guard_scores(&old.0).await);
-            let guards = guards.map(|(new, old)| Some((new?, old?))).collect();
-            trials.push(Trial { reward, guards, distinct: (new.1, old.1) });
-        }
-        Ok(trials)
+        // Side by side, so that they share forwards; in order, so that a verdict can be repeated.
+        let trials = (0u64..).zip(rows).map(|(at, row)| self.trial(row, at, candidate, current));
+        futures_util::stream::iter(trials)
+            .buffered(AT_ONCE)
+            .filter_map(|trial| async { trial.transpose() })
+            .try_collect()
+            .await
+    }
+
+    /// Held-out prompt number `at` by both versions; `None` when it cannot be asked again.
+    async fn trial(
+        &self,
+        row: CompletionRow,
+        at: u64,
+        candidate: &VersionId,
+        current: &VersionId,
+    ) -> Result<Option<Trial>, RlError> {
+        let Ok(asked) = Asked::of(&row) else { return Ok(None) };
+        let seed = mix64(self.0.config.seed ^ 0x6A7E ^ at);
+        let (new, old) =
+            tokio::try_join!(self.complete(&row, &asked, candidate, seed), self.complete(&row, &asked, current, seed))?;
+        let reward = match (self.rewards(&new.0).await, self.rewards(&old.0).await) {
+            (Some(new), Some(old)) => Some((new, old)),
+            _ => None,
+        };
+        let guards = self.guard_scores(&new.0).await.into_iter().zip(self.guard_scores(&old.0).await);
+        let guards = guards.map(|(new, old)| Some((new?, old?))).collect();
+        Ok(Some(Trial { reward, guards, distinct: (new.1, old.1) }))
     }
 
     /// Completions of a prompt by one version, and how many of them are distinct.

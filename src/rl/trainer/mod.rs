@@ -35,6 +35,7 @@ use crate::store::Store;
 use crate::telemetry::metrics as names;
 pub use config::{Promotion, TrainingConfig};
 use run::Run;
+pub use run::learning_threads;
 use status::{LaneStatus, LastRun, Phase, RunProgress, TrainerStatus};
 
 /// How often the trainer looks for judgements.
@@ -78,6 +79,20 @@ pub(super) struct Shared {
 }
 
 impl Shared {
+    fn new(config: &TrainingConfig) -> Self {
+        let lanes = Lane::ALL.map(|lane| (lane.as_str().to_owned(), LaneStatus::default())).into_iter().collect();
+        let status = TrainerStatus { lanes, min_samples: config.min_samples, ..TrainerStatus::default() };
+        Self {
+            status: Mutex::new(status),
+            wake: Notify::new(),
+            wanted: AtomicBool::new(false),
+            paused: AtomicBool::new(false),
+            cancelled: AtomicBool::new(false),
+            baselines: tokio::sync::Mutex::new(Baselines::new(BASELINE_DECAY)),
+            promoted: Mutex::new(None),
+        }
+    }
+
     fn with<T>(&self, f: impl FnOnce(&mut TrainerStatus) -> T) -> T {
         f(&mut self.status.lock().unwrap_or_else(PoisonError::into_inner))
     }
@@ -135,20 +150,7 @@ impl Trainer {
     /// When the configuration has a value without a meaning.
     pub fn start(parts: Parts, stop: CancellationToken) -> Result<(Self, tokio::task::JoinHandle<()>), RlError> {
         parts.config.validate()?;
-        let lanes = Lane::ALL.map(|lane| (lane.as_str().to_owned(), LaneStatus::default())).into_iter().collect();
-        let shared = Arc::new(Shared {
-            status: Mutex::new(TrainerStatus {
-                lanes,
-                min_samples: parts.config.min_samples,
-                ..TrainerStatus::default()
-            }),
-            wake: Notify::new(),
-            wanted: AtomicBool::new(false),
-            paused: AtomicBool::new(false),
-            cancelled: AtomicBool::new(false),
-            baselines: tokio::sync::Mutex::new(Baselines::new(BASELINE_DECAY)),
-            promoted: Mutex::new(None),
-        });
+        let shared = Arc::new(Shared::new(&parts.config));
         let trainer = Self { shared: Arc::clone(&shared), publisher: Arc::clone(&parts.publisher) };
         let task = tokio::spawn(Task { parts, shared, kept: None, last: None, watched: None }.work(stop));
         Ok((trainer, task))
@@ -202,6 +204,26 @@ impl Trainer {
     }
 }
 
+/// One run, here and now, however few judgements there are.
+///
+/// # Errors
+/// When a value of the configuration has no meaning, another process learns from this log, or the store fails. A run
+/// that fails is in what is returned.
+pub async fn once(parts: Parts) -> Result<LastRun, RlError> {
+    parts.config.validate()?;
+    let Some(term) = parts.store.take_lease(&parts.holder, LEASE).await? else {
+        let reason = "another process learns from this log; ask it with POST /training/trigger, or stop it";
+        return Err(RlError::Refused(reason.to_owned()));
+    };
+    let shared = Arc::new(Shared::new(&parts.config));
+    let mut task = Task { parts, shared, kept: None, last: None, watched: None };
+    let outcome = task.run(term, "manual", &CancellationToken::new()).await;
+    task.parts.store.release_lease(term).await?;
+    outcome?;
+    let last = task.shared.with(|status| status.last_run.clone());
+    last.ok_or_else(|| RlError::Refused("the run left no trace".to_owned()))
+}
+
 struct Task {
     parts: Parts,
     shared: Arc<Shared>,
@@ -253,6 +275,10 @@ impl Task {
             watch::watch(&self.parts, &self.shared, term).await?;
         }
         let Some(trigger) = self.due().await? else { return Ok(()) };
+        self.run(term, trigger, stop).await
+    }
+
+    async fn run(&mut self, term: u64, trigger: &'static str, stop: &CancellationToken) -> Result<(), RlError> {
         self.shared.cancelled.store(false, Ordering::SeqCst);
         self.last = Some(Instant::now());
         let id = Uuid::now_v7();

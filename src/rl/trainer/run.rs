@@ -18,7 +18,6 @@ use crate::adapters::VersionId;
 use crate::adapters::manifest::{DataRecord, Provenance};
 use crate::diffusion::rng::mix64;
 use crate::models::lora::Lora;
-use crate::models::optim::OptimConfig;
 use crate::rl::RlError;
 use crate::rl::gate::{Verdict, judge};
 use crate::rl::lanes::{Now, sort};
@@ -27,10 +26,8 @@ use crate::rl::publish::{Order, blocking};
 use crate::rl::update::{UpdateConfig, UpdateReport, Workshop, update};
 use crate::store::{Change, NewRun};
 
-/// Niceness of the learning threads: a tenth of a serving thread's share where both want to run.
-const LEARNING_NICENESS: i32 = 10;
-/// Rows of one micro-batch: few enough to stay in the cache.
-const MICRO_ROWS: usize = 900;
+/// Niceness of the learning threads, the most there is: a sixtieth of the share of a serving thread that wants to run.
+const LEARNING_NICENESS: i32 = 19;
 /// Parameters of a model from which the layers are computed again in the backward pass, unless the operator decides.
 const CHECKPOINTED: usize = 1_000_000_000;
 /// Versions whose age is known; older ones are stale whatever the limit.
@@ -134,12 +131,7 @@ impl Run<'_> {
         let model = self.parts.engine.model();
         let shape = model.backbone.adaptable();
         let shape = shape.ok_or_else(|| RlError::Refused("this model takes no adapters".to_owned()))?;
-        let optim = OptimConfig {
-            beta2: 0.99,
-            weight_decay: 0.0,
-            max_grad_norm: config.max_grad_norm,
-            ..OptimConfig::default()
-        };
+        let optim = config.optimizer();
         match parent {
             Some(parent) => Policy::from_lora(shape, parent, optim),
             None => Policy::fresh(shape, &config.lora, optim, config.seed, &self.device()),
@@ -180,10 +172,8 @@ impl Run<'_> {
             for done in start.done..total {
                 let batch = &batches[done % batches.len()];
                 let checkpointing = config.checkpointing.unwrap_or(large);
-                let update_config =
-                    UpdateConfig { checkpointing, ..update_config(&config, batch.image, fingerprint ^ done as u64) };
-                let report =
-                    update(&workshop, &mut policy, reference.as_ref(), &batch.judged, &update_config, config.lr)?;
+                let settings = UpdateConfig { checkpointing, ..config.update(batch.image, fingerprint ^ done as u64) };
+                let report = update(&workshop, &mut policy, reference.as_ref(), &batch.judged, &settings, config.lr)?;
                 reports.push(report);
                 let done = done + 1;
                 shared.progress(done, total, &report);
@@ -306,22 +296,6 @@ impl Run<'_> {
     }
 }
 
-fn update_config(config: &TrainingConfig, image: bool, seed: u64) -> UpdateConfig {
-    UpdateConfig {
-        estimator: config.estimator(image),
-        loss: config.ratios(image),
-        bounds: config.bounds(),
-        draws: config.preference.draws,
-        inner: config.inner,
-        micro_rows: MICRO_ROWS,
-        checkpointing: false,
-        max_drift: 0.05,
-        behaviour_cap: 2.0,
-        max_staleness: 0.7,
-        seed,
-    }
-}
-
 /// The policy has gone too far from its reference, or is sure of everything: more updates would make it worse.
 fn collapsed(reports: &[UpdateReport], config: &TrainingConfig) -> bool {
     let (Some(first), Some(last)) = (reports.first(), reports.last()) else { return false };
@@ -354,18 +328,25 @@ impl Parts {
         learner.ok_or_else(|| RlError::Refused("this model cannot learn".to_owned()))
     }
 
-    /// Threads that run when nothing else wants to.
     fn workshop(&self, shared: &Arc<Shared>) -> Result<Workshop, RlError> {
-        let pool = rayon::ThreadPoolBuilder::new()
-            .num_threads(self.config.threads)
-            .thread_name(|i| format!("lacuna-learn-{i}"))
-            .start_handler(|_| give_way())
-            .build()
-            .map_err(|e| RlError::Refused(format!("threads: {e}")))?;
+        let pool = learning_threads(self.config.threads)?;
         let shared = Arc::clone(shared);
         let pace = move || !shared.cancelled.load(Ordering::SeqCst);
         Ok(Workshop { model: self.learner()?, pool, pace: Box::new(pace) })
     }
+}
+
+/// Threads that run when nothing else wants to.
+///
+/// # Errors
+/// When the operating system gives none.
+pub fn learning_threads(threads: usize) -> Result<rayon::ThreadPool, RlError> {
+    rayon::ThreadPoolBuilder::new()
+        .num_threads(threads)
+        .thread_name(|i| format!("lacuna-learn-{i}"))
+        .start_handler(|_| give_way())
+        .build()
+        .map_err(|e| RlError::Refused(format!("threads: {e}")))
 }
 
 /// A low priority: serving preempts learning at once, and a busy machine slows learning down without stopping it. (Linux

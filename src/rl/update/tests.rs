@@ -26,7 +26,16 @@ fn batch() -> Vec<Judged> {
             let completion: Vec<u32> = (0..5).map(|k| 30 + ((i * 7 + k * 3) % 60) as u32).collect();
             let roles: Vec<Role> = roles(&completion, &[], Tail::default());
             let prefix = vec![1, 20 + (i / 2) as u32];
-            let sample = Sample { id: i, prefix, completion, suffix: vec![], vocab: 0..text, roles, guidance: None };
+            let sample = Sample {
+                id: i,
+                prefix,
+                completion,
+                suffix: vec![],
+                vocab: 0..text,
+                roles,
+                commit_steps: vec![],
+                guidance: None,
+            };
             Judged { sample, advantage: if i % 2 == 0 { 0.7 } else { -0.7 }, weight: 1.0, behaviour: None }
         })
         .collect()

@@ -91,6 +91,7 @@ fn sample(row: &[u32], completion: Range<usize>, vocab: Range<u32>) -> Sample {
         roles: vec![Role::Scored; completion.len()],
         completion: row[completion].to_vec(),
         vocab,
+        commit_steps: Vec::new(),
         guidance: None,
     }
 }

@@ -1,0 +1,88 @@
+//! The same load once more while the server's other half learns: sampling at rollout priority and updates, without end.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use anyhow::Context as _;
+use serde::Serialize;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use super::load::{Client, Plan};
+use super::report::Run;
+use crate::cli::demo::Task;
+use crate::cli::host::Host;
+use crate::cli::train::practice::Practice;
+use crate::config::Config;
+
+/// Prompts of a round of practice: small, so that sampling and updates take turns during a run.
+const PROMPTS: usize = 4;
+
+/// A run while it learns, as ratios to the same run alone.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Beside {
+    /// Median latency over that alone.
+    pub p50: f64,
+    /// 95th percentile over that alone.
+    pub p95: f64,
+    /// Requests per second over those alone.
+    pub throughput: f64,
+    /// Requests answered while it learned.
+    pub requests: usize,
+    /// Optimiser steps made meanwhile.
+    pub updates: u64,
+}
+
+/// Practice in the background.
+struct Background {
+    stop: CancellationToken,
+    updates: Arc<AtomicU64>,
+    task: JoinHandle<anyhow::Result<()>>,
+}
+
+impl Background {
+    fn start(host: &Host, config: &Config) -> anyhow::Result<Self> {
+        let (task, mut config) = (Task::Scenes, config.clone());
+        task.configure(&mut config, 1);
+        let mut practice = Practice::new(task, host, config.training, 1);
+        practice.prompts = PROMPTS;
+        let (stop, updates) = (CancellationToken::new(), Arc::new(AtomicU64::new(0)));
+        let (stopped, made) = (stop.clone(), Arc::clone(&updates));
+        let pace = stop.clone();
+        let mut learner = practice.learner(move || !pace.is_cancelled())?;
+        let task = tokio::spawn(async move {
+            for at in 0.. {
+                let round = practice.round(&mut learner, at, practice.config.lr);
+                let Some(round) = stopped.run_until_cancelled(round).await else { break };
+                made.fetch_add(u64::from(round?.report.steps), Ordering::Relaxed);
+            }
+            Ok(())
+        });
+        Ok(Self { stop, updates, task })
+    }
+
+    async fn stop(self) -> anyhow::Result<u64> {
+        self.stop.cancel();
+        self.task.await.context("the practice panicked")??;
+        Ok(self.updates.load(Ordering::Relaxed))
+    }
+}
+
+/// Runs `plan` again while it learns; `alone` is what it gave before.
+///
+/// # Errors
+/// When the model cannot learn, or no request succeeds.
+pub async fn beside(client: &Client, plan: &Plan, alone: &Run, host: &Host, config: &Config) -> anyhow::Result<Beside> {
+    let background = Background::start(host, config)?;
+    let measured = client.run(plan).await;
+    let updates = background.stop().await?;
+    let run = Run::new(plan, &measured?, None)?;
+    let per_s = |run: &Run| run.requests as f64 / run.seconds;
+    Ok(Beside {
+        p50: run.latency_ms.p50 / alone.latency_ms.p50,
+        p95: run.latency_ms.p95 / alone.latency_ms.p95,
+        throughput: per_s(&run) / per_s(alone),
+        requests: run.requests,
+        updates,
+    })
+}
