@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use crate::config::{ConfigError, Engine, Resolved, Telemetry};
 
+pub mod adapters;
 pub mod bench;
 pub mod demo;
 pub mod doctor;
@@ -51,6 +52,8 @@ pub enum Command {
     Eval(eval::EvalArgs),
     /// Watch it learn from simulated people, who talk HTTP only
     Demo(Box<demo::DemoArgs>),
+    /// List, show, promote and take back the adapter versions of a running server
+    Adapters(adapters::AdaptersArgs),
     /// Learn without a server: from a log, or by practice
     Train(Box<train::TrainArgs>),
     /// Train the starter model from nothing
@@ -119,6 +122,7 @@ fn dispatch(command: Command, matches: &ArgMatches) -> anyhow::Result<ExitCode> 
         Command::Bench(args) => bench::run(&args, matches),
         Command::Eval(args) => eval::run(&args, matches),
         Command::Demo(args) => demo::run(&args, matches),
+        Command::Adapters(args) => adapters::run(&args),
         Command::Train(args) => train::run(&args, matches),
         Command::Pretrain(args) => pretrain::run(&args, matches),
         Command::Openapi => openapi::run(),

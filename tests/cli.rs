@@ -38,6 +38,8 @@ fn help_of_every_command() {
         "demo",
         "eval",
         "train",
+        "adapters",
+        "adapters promote",
         "pretrain",
         "openapi",
         "doctor",
@@ -103,6 +105,8 @@ fn practice_reports_every_update_and_writes_an_adapter() {
     let sampling = r#"{"sampler":{"kind":"emerge"},"steps":2,"guidance_scale":0,"temperature":1}"#;
     let report = json(&[
         "train",
+        "adapters",
+        "adapters promote",
         "--task",
         "taste",
         "--updates",

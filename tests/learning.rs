@@ -5,13 +5,17 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
+mod course;
+mod losses;
+mod resume;
+
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::server::{Server, get, post};
 
-/// Few and small: what is tested is the way, not the gain.
-fn config(folder: &Path, promotion: &str, min_gain: f64) -> String {
+/// Few and small: what is tested is the way, not the gain. `training` are further lines of that table.
+fn configured(folder: &Path, gate: &str, training: &str) -> String {
     let text = format!(
         r#"
         [reward]
@@ -21,17 +25,20 @@ fn config(folder: &Path, promotion: &str, min_gain: f64) -> String {
         name = "thumbs"
         kind = "feedback"
         metric = "thumbs"
+        on_missing = "neutral"
+        [[reward.hook]]
+        name = "preference"
+        kind = "feedback"
+        metric = "preference"
+        on_missing = "neutral"
 
         [training]
-        promotion = "{promotion}"
         min_samples = 48
-        min_interval_s = 0
         max_samples = 64
-        batch = 16
-        lanes = ["groups"]
         lora = {{ rank = 2, alpha = 4.0 }}
         data = {{ hold_out_one_in = 4, max_versions_behind = 4, max_age_s = 3600, per_subject_max = 1000 }}
-        gate = {{ prompts = 2, completions = 1, min_gain = {min_gain:?}, max_guard_loss = 2.0, max_kl = 10.0, min_diversity = 0.0 }}
+        gate = {{ prompts = 2, completions = 1, max_guard_loss = 2.0, max_kl = 10.0, min_diversity = 0.0, {gate} }}
+        {training}
         "#
     );
     let path = folder.join("lacuna.toml");
@@ -39,37 +46,76 @@ fn config(folder: &Path, promotion: &str, min_gain: f64) -> String {
     path.to_str().unwrap().to_owned()
 }
 
+fn config(folder: &Path, promotion: &str, min_gain: f64) -> String {
+    let training = format!("promotion = \"{promotion}\"\nmin_interval_s = 0\nbatch = 16\nlanes = [\"groups\"]");
+    configured(folder, &format!("min_gain = {min_gain:?}"), &training)
+}
+
+/// A copy of the data of a server that has ended.
+fn copied(from: &Path) -> TempDir {
+    fn copy(from: &Path, to: &Path) {
+        for entry in std::fs::read_dir(from).unwrap().map(Result::unwrap) {
+            let target = to.join(entry.file_name());
+            if entry.file_type().unwrap().is_dir() {
+                std::fs::create_dir(&target).unwrap();
+                copy(&entry.path(), &target);
+            } else {
+                std::fs::copy(entry.path(), &target).unwrap();
+            }
+        }
+    }
+    let to = TempDir::new().unwrap();
+    copy(from, to.path());
+    to
+}
+
+/// Waits until `done` gives something; only a hang takes four minutes.
+async fn until<T>(what: &str, mut done: impl AsyncFnMut() -> Option<T>) -> T {
+    let wait = async {
+        loop {
+            if let Some(done) = done().await {
+                return done;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(240), wait).await.unwrap_or_else(|_| panic!("in four minutes: {what}"))
+}
+
+async fn rated(http: &reqwest::Client, url: &str, id: &Value, value: bool, user: &str) {
+    let rating = json!({"completion_id": id, "metric": "thumbs", "value": value, "user": user});
+    let (status, reply) = post(http, &format!("{url}/feedback"), &rating).await.unwrap();
+    assert_eq!(status, 201, "{reply}");
+}
+
+/// `n` pictures of the prompt of number `i`.
+async fn pictures(http: &reqwest::Client, url: &str, i: usize, n: usize) -> Vec<Value> {
+    let colour = ["red", "green", "blue", "yellow", "orange", "purple"][i % 6];
+    let shape = ["circle", "square", "triangle", "cross"][i / 6 % 4];
+    let body = json!({"prompt": format!("a {colour} {shape}"), "n": n, "steps": 2, "guidance_scale": 0,
+        "sampler": {"kind": "emerge"}, "temperature": 1, "seed": i});
+    let (status, reply) = post(http, &format!("{url}/generate/image"), &body).await.unwrap();
+    assert_eq!(status, 200, "{reply}");
+    reply["images"].as_array().unwrap().iter().map(|image| image["id"].clone()).collect()
+}
+
 /// Asks for `prompts` pairs of pictures and rates the first of each up and the second down.
 async fn rate(http: &reqwest::Client, url: &str, prompts: usize, offset: usize) {
     for i in offset..offset + prompts {
-        let colour = ["red", "green", "blue", "yellow", "orange", "purple"][i % 6];
-        let shape = ["circle", "square", "triangle", "cross"][i / 6 % 4];
-        let body = json!({"prompt": format!("a {colour} {shape}"), "n": 2, "steps": 2, "guidance_scale": 0,
-            "sampler": {"kind": "emerge"}, "temperature": 1, "seed": i});
-        let (status, reply) = post(http, &format!("{url}/generate/image"), &body).await.unwrap();
-        assert_eq!(status, 200, "{reply}");
-        for (at, image) in reply["images"].as_array().unwrap().iter().enumerate() {
-            let rating =
-                json!({"completion_id": image["id"], "metric": "thumbs", "value": at == 0, "user": format!("p{i}")});
-            let (status, reply) = post(http, &format!("{url}/feedback"), &rating).await.unwrap();
-            assert_eq!(status, 201, "{reply}");
+        for (at, id) in pictures(http, url, i, 2).await.iter().enumerate() {
+            rated(http, url, id, at == 0, &format!("p{i}")).await;
         }
     }
 }
 
 /// The last run, once there is one after `before`.
 async fn run_after(http: &reqwest::Client, url: &str, before: &Value) -> Value {
-    let wait = async {
-        loop {
-            let (_, status) = get(http, &format!("{url}/training")).await.unwrap();
-            let last = &status["last_run"];
-            if !last.is_null() && last["id"] != *before {
-                return last.clone();
-            }
-            tokio::time::sleep(Duration::from_millis(100)).await;
-        }
-    };
-    tokio::time::timeout(Duration::from_secs(240), wait).await.expect("a run ends within four minutes")
+    until("a run ends", async || {
+        let (_, status) = get(http, &format!("{url}/training")).await.unwrap();
+        let last = &status["last_run"];
+        (!last.is_null() && last["id"] != *before).then(|| last.clone())
+    })
+    .await
 }
 
 async fn served_by(http: &reqwest::Client, url: &str) -> String {

@@ -24,8 +24,7 @@ pub struct HealthArgs {
 /// # Errors
 /// When the server cannot be reached in time.
 pub fn run(args: &HealthArgs) -> anyhow::Result<ExitCode> {
-    let base = args.url.clone().unwrap_or_else(default_url);
-    let url = format!("{}/ready", base.trim_end_matches('/'));
+    let url = format!("{}/ready", server(args.url.as_deref()));
     let client = reqwest::Client::builder().timeout(Duration::from_secs(args.timeout)).build()?;
     let answer = super::runtime()?
         .block_on(async { client.get(&url).send().await })
@@ -35,7 +34,8 @@ pub fn run(args: &HealthArgs) -> anyhow::Result<ExitCode> {
     Ok(if status.is_success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-fn default_url() -> String {
-    let port = std::env::var("LACUNA_PORT").ok().and_then(|text| text.parse::<u16>().ok()).unwrap_or(8080);
-    format!("http://127.0.0.1:{port}")
+/// The address of the server that a command talks to, without a slash at its end.
+pub(super) fn server(url: Option<&str>) -> String {
+    let port = || std::env::var("LACUNA_PORT").ok().and_then(|text| text.parse::<u16>().ok()).unwrap_or(8080);
+    url.map_or_else(|| format!("http://127.0.0.1:{}", port()), |url| url.trim_end_matches('/').to_owned())
 }

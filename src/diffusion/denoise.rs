@@ -132,19 +132,10 @@ fn draw_one(chunk: &Chunk<'_>, logits: &[f32], task: &Task, canvases: &[&mut Can
     drawn.ok_or(NotFinite { position: task.position })
 }
 
-/// One step with all savings; see [`Denoiser::step`].
-///
-/// # Errors
-/// When the model fails, or for the first canvas that cannot go on.
-pub fn step(model: &dyn Backbone, canvases: &mut [&mut Canvas]) -> Result<Vec<StepOutcome>, DenoiseError> {
-    let tick = Denoiser::default().step(model, canvases)?;
-    Ok(tick.outcomes.into_iter().collect::<Result<_, _>>()?)
-}
-
 /// Runs canvases to their end without a server, at most `max_rows` rows at a time (a larger canvas runs alone).
 ///
 /// # Errors
-/// As [`step`].
+/// When the model fails, or for the first canvas that cannot go on.
 pub fn complete(model: &dyn Backbone, canvases: &mut [Canvas], max_rows: usize) -> Result<(), DenoiseError> {
     let mut denoiser = Denoiser::default();
     loop {

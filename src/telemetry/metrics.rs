@@ -62,6 +62,14 @@ metrics! {
     TRAINING_RUNS = "lacuna_training_runs_total", Kind::Counter, Count, ["status"];
     /// Samples of training runs, by lane and fate: `used`, or why they were dropped.
     TRAINING_SAMPLES = "lacuna_training_samples_total", Kind::Counter, Count, ["lane", "fate"];
+    /// Calls of reward hooks: one per run and hook, and per held-out prompt of a gate.
+    REWARD_CALLS = "lacuna_reward_calls_total", Kind::Counter, Count, ["hook"];
+    /// Scores that a reward hook could not give, by why.
+    REWARD_FAILURES = "lacuna_reward_failures_total", Kind::Counter, Count, ["hook", "reason"];
+    /// Seconds that a call of a reward hook took, retries included.
+    REWARD_DURATION = "lacuna_reward_duration_seconds", Kind::Histogram(REQUEST_SECONDS), Seconds, ["hook"];
+    /// 1 while a reward hook over HTTP is left alone because too many of its calls failed, else 0.
+    REWARD_BREAKER = "lacuna_reward_breaker_open", Kind::Gauge, Count, ["hook"];
     /// Changes of which adapter versions are served.
     ADAPTER_SWAPS = "lacuna_adapter_swaps_total", Kind::Counter, Count, [];
     /// Generate requests whose client left before the end.

@@ -1,10 +1,10 @@
 //! The samplers again, written as naively as the papers' pseudocode, one sequence at a time and from first principles:
 //! the same tokens at the same steps.
 
-use lacuna::diffusion::Canvas;
 use lacuna::diffusion::denoise::complete;
 use lacuna::diffusion::params::{ImageParams, ImageSampler, Schedule, TextParams, TextSampler};
 use lacuna::diffusion::rng::{Purpose, Stream, gumbel, uniform};
+use lacuna::diffusion::{Canvas, Denoiser};
 use lacuna::models::{Backbone, Packed};
 
 use super::exactness::{image_params, quiet, words};
@@ -200,4 +200,91 @@ fn texts_are_those_of_the_pseudocode() {
 fn images_are_those_of_the_pseudocode() {
     images(&Hash::new(), 0..200);
     images(&Tensors::new(), 200..260);
+}
+
+/// A grid large enough for its counts to be near their expectation.
+fn emerge(steps: usize, guidance_scale: f64) -> ImageParams {
+    ImageParams {
+        steps,
+        guidance_scale,
+        schedule: Schedule::Cosine,
+        temperature: 1.0,
+        token_temperature: None,
+        sampler: ImageSampler::Emerge,
+        grid: (12, 12),
+        initial_codes: Vec::new(),
+        preview_every: 0,
+    }
+}
+
+fn emerging(model: &dyn Backbone, params: &ImageParams, negative: Vec<u32>, seed: u64) -> Canvas {
+    Canvas::image(model.spec(), (vec![259, 97, 258], vec![EOS]), (negative, vec![EOS]), params, seed).unwrap()
+}
+
+#[test]
+fn p12_emerge_commits_for_good_leaves_no_mask_and_thins_out_as_the_cosine() {
+    const STEPS: usize = 6;
+    let (model, params, seeds) = (Hash::new(), emerge(STEPS, 0.0), 120u64);
+    let mut masked = [0usize; STEPS];
+    for seed in 0..seeds {
+        let mut canvas = emerging(&model, &params, vec![259, 258], seed);
+        let mut before = canvas.partial();
+        while canvas.finish().is_none() {
+            let outcomes = Denoiser::default().step(&model, &mut [&mut canvas]).unwrap().outcomes;
+            assert!(outcomes.iter().all(Result::is_ok));
+            let after = canvas.partial();
+            assert!(before.iter().zip(&after).all(|(b, a)| b.is_none() || b == a), "{seed}: a code changed");
+            before = after;
+        }
+        assert!(before.iter().all(Option::is_some), "{seed}: a mask remains");
+        for (step, masked) in masked.iter_mut().enumerate() {
+            *masked += canvas.commit_steps().iter().filter(|&&at| at > step as i32).count();
+        }
+    }
+    for (step, masked) in masked.into_iter().enumerate() {
+        let angle = std::f64::consts::FRAC_PI_2 * (step + 1) as f64 / STEPS as f64;
+        let (mean, expected) = (masked as f64 / seeds as f64, 144.0 * angle.cos());
+        // Each count is a sum of 144 independent choices: four standard errors of the mean are 4 · 6 / √120.
+        assert!((mean - expected).abs() < 2.2, "after step {step}: {mean} masked, {expected:.1} expected");
+    }
+}
+
+#[test]
+fn p12_emerge_in_one_step_is_one_multinomial_draw_and_no_guidance_is_the_conditional() {
+    let model = Hash::new();
+    for seed in 0..8 {
+        let mut canvas = emerging(&model, &emerge(1, 0.0), vec![259, 258], seed);
+        complete(&model, std::slice::from_mut(&mut canvas), 1000).unwrap();
+        assert!(canvas.commit_steps().iter().all(|&step| step == 0) && canvas.forwards() == 1);
+        let input = [&[259, 97, 258][..], &[MASK; 144], &[EOS]].concat();
+        let rows = logits(&model, &input, &input, 0.0, CODES);
+        let drawn = (0..144).map(|i| sample(&rows[3 + i], &[], 1.0, uniform(seed, Purpose::Token, 0, i as u32)).0);
+        assert_eq!(canvas.tokens(), drawn.map(|code| code as u32).collect::<Vec<_>>(), "{seed}");
+        // w = 0: what guidance would steer away from has no part, whatever it is.
+        let run = |w: f64, negative: Vec<u32>| {
+            let mut canvas = emerging(&model, &emerge(5, w), negative, seed);
+            complete(&model, std::slice::from_mut(&mut canvas), 1000).unwrap();
+            canvas.tokens()
+        };
+        assert_eq!(run(0.0, vec![259, 258]), run(0.0, vec![259, 98, 99, 258]));
+        assert_ne!(run(1.5, vec![259, 258]), run(0.0, vec![259, 258]));
+    }
+}
+
+#[test]
+fn p13_a_block_commits_evenly_and_the_remainder_first() {
+    let model = Hash::new();
+    let counts = |masked: usize, steps: usize| {
+        let params = TextParams { max_tokens: masked, block_length: masked, steps, stop_at_eos: false, ..quiet() };
+        let mut canvas = Canvas::text(model.spec(), vec![Some(97), Some(98)], None, &params, 1).unwrap();
+        complete(&model, std::slice::from_mut(&mut canvas), 1000).unwrap();
+        let at = |step: usize| canvas.commit_steps().iter().filter(|&&s| s == step as i32).count();
+        (0..steps).map(at).collect::<Vec<_>>()
+    };
+    assert_eq!(counts(10, 4), [3, 3, 2, 2]);
+    for (masked, steps) in [(1, 1), (7, 3), (8, 12), (16, 5), (31, 8)] {
+        let counts = counts(masked, steps);
+        assert_eq!(counts.iter().sum::<usize>(), masked);
+        assert!(counts.is_sorted_by(|a, b| a >= b) && counts[0] - counts[steps - 1] <= 1, "{counts:?}");
+    }
 }

@@ -72,7 +72,7 @@ pub(crate) async fn import_adapter(State(app): State<App>, upload: Upload) -> Re
     let files = Arc::clone(publisher.files());
     let Upload { name, files: peft, _turn } = upload;
     let registry = Arc::clone(&files);
-    let adapter = Arc::new(blocking(move || import(&registry, &name, &peft)).await??);
+    let adapter = Arc::new(on_disk(move || import(&registry, &name, &peft)).await?);
     let id = adapter.id.clone();
     if let Err(error) = publisher.add(adapter, None, serde_json::json!({}), &order(None, "imported")?).await {
         remove(files, id).await;
@@ -95,7 +95,7 @@ pub(crate) async fn get_archive(State(app): State<App>, Version(id): Version) ->
     let files = Arc::clone(app.trainer()?.publisher().files());
     let turn = turn(&app)?;
     let asked = id.clone();
-    let (manifest, peft) = blocking(move || files.files(&asked)).await?.map_err(RlError::from)?;
+    let (manifest, peft) = on_disk(move || files.files(&asked)).await?;
     let disposition = HeaderValue::from_str(&format!("attachment; filename=\"{id}.tar\""));
     let headers = [
         (header::CONTENT_TYPE, HeaderValue::from_static("application/x-tar")),
@@ -111,24 +111,27 @@ pub(crate) async fn get_archive(State(app): State<App>, Version(id): Version) ->
     Ok((headers, [(header::CONTENT_LENGTH, HeaderValue::from(length))], Body::from_stream(stream)).into_response())
 }
 
-fn import(registry: &Registry, name: &str, files: &PeftFiles) -> Result<Adapter, ApiError> {
+fn import(registry: &Registry, name: &str, files: &PeftFiles) -> Result<Adapter, AdapterError> {
     let created_us = jiff::Timestamp::now().as_microsecond();
     let provenance = Provenance { algorithm: "import".to_owned(), created_us, ..Provenance::default() };
-    Ok(registry.import(name, files, provenance).map_err(RlError::from)?)
+    registry.import(name, files, provenance)
 }
 
 /// Removes the files of a version that the log does not know.
 async fn remove(files: Arc<Registry>, id: VersionId) {
     let shown = id.to_string();
-    let removed = blocking(move || files.remove(&id).map_err(RlError::from)).await;
-    if let Err(error) = removed.and_then(|removed| removed.map_err(ApiError::from)) {
+    if let Err(error) = on_disk(move || files.remove(&id)).await {
         tracing::error!(%error, adapter = shown, "the files of an adapter that the log refused are still there");
     }
 }
 
-/// Runs what reads or writes files.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, ApiError> {
-    tokio::task::spawn_blocking(work).await.map_err(|error| ApiError::Internal(format!("a task failed: {error}")))
+/// Runs what reads or writes an adapter's files.
+async fn on_disk<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, AdapterError> + Send + 'static,
+) -> Result<T, ApiError> {
+    let done = tokio::task::spawn_blocking(work).await;
+    let done = done.map_err(|error| ApiError::Internal(format!("a task failed: {error}")))?;
+    Ok(done.map_err(RlError::from)?)
 }
 
 /// One of the few adapters that may be under way.

@@ -36,6 +36,12 @@ impl Breaker {
         }
     }
 
+    /// Whether the hook is left alone, or on trial after that.
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        self.opened.is_some()
+    }
+
     /// Takes note of a call's outcome.
     pub fn record(&mut self, ok: bool, now: Instant) {
         if self.opened.is_some() {
@@ -72,9 +78,9 @@ mod tests {
         let now = Instant::now();
         let mut breaker = Breaker::new(PAUSE);
         after(&mut breaker, [false; 19], now);
-        assert!(breaker.admit(now));
+        assert!(breaker.admit(now) && !breaker.is_open());
         breaker.record(false, now);
-        assert!(!breaker.admit(now));
+        assert!(!breaker.admit(now) && breaker.is_open());
 
         let mut healthy = Breaker::new(PAUSE);
         after(&mut healthy, (0..200).map(|i| i % 20 >= 9), now);
@@ -93,6 +99,7 @@ mod tests {
         assert!(!breaker.admit(later + PAUSE / 2));
         assert!(breaker.admit(later + PAUSE));
         breaker.record(true, later + PAUSE);
+        assert!(!breaker.is_open());
         after(&mut breaker, [false; 19], later + PAUSE);
     }
 

@@ -19,6 +19,7 @@ use super::connect::{self, Answer, Target};
 use super::wire::{self, MAX_ANSWER};
 use super::{GroupInput, HookError, RewardHook, Score, address, all};
 use crate::diffusion::rng::mix64;
+use crate::telemetry::metrics as names;
 
 /// Longest wait before a try; a judge that asks for more is not tried again.
 const MAX_PAUSE: Duration = Duration::from_secs(30);
@@ -185,7 +186,11 @@ impl Shared {
     }
 
     fn breaker<T>(&self, act: impl FnOnce(&mut Breaker) -> T) -> T {
-        act(&mut self.breaker.lock().unwrap_or_else(PoisonError::into_inner))
+        let mut breaker = self.breaker.lock().unwrap_or_else(PoisonError::into_inner);
+        let done = act(&mut breaker);
+        let open = if breaker.is_open() { 1.0 } else { 0.0 };
+        metrics::gauge!(names::REWARD_BREAKER, "hook" => self.settings.name.clone()).set(open);
+        done
     }
 
     async fn attempt(

@@ -2,12 +2,14 @@
 //! it, and one reward per sample comes out.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use tokio::task::JoinSet;
 
 use super::combine::{Combined, Policy, RunError, combine};
 use super::wire::{Range, within};
 use super::{GroupInput, HookError, RewardHook, Score, all};
+use crate::telemetry::metrics as names;
 
 /// The hooks and how their scores become one reward.
 pub struct Rewards {
@@ -55,12 +57,25 @@ impl Rewards {
         let mut running = JoinSet::new();
         for (h, (hook, range)) in self.hooks.iter().enumerate() {
             let (hook, range, groups) = (Arc::clone(hook), *range, Arc::clone(&groups));
-            running.spawn(async move { (h, checked(hook.score(&groups).await, &groups, range)) });
+            metrics::counter!(names::REWARD_CALLS, "hook" => hook.name().to_owned()).increment(1);
+            running.spawn(async move {
+                let start = Instant::now();
+                let scores = hook.score(&groups).await;
+                metrics::histogram!(names::REWARD_DURATION, "hook" => hook.name().to_owned()).record(start.elapsed());
+                (h, checked(scores, &groups, range))
+            });
         }
         let mut scores = vec![all(&groups, &Err(HookError::Died("its task ended".to_owned()))); self.hooks.len()];
         while let Some(done) = running.join_next().await {
             if let Ok((h, of_hook)) = done {
                 scores[h] = of_hook;
+            }
+        }
+        for ((hook, _), of_hook) in self.hooks.iter().zip(&scores) {
+            let failures = of_hook.iter().flatten().filter_map(|score| score.as_ref().err());
+            for reason in failures.map(HookError::reason) {
+                let labels = [("hook", hook.name().to_owned()), ("reason", reason.to_owned())];
+                metrics::counter!(names::REWARD_FAILURES, &labels).increment(1);
             }
         }
         scores
@@ -108,10 +123,8 @@ mod tests {
         }
     }
 
-    #[tokio::test]
-    async fn no_hook_reaches_the_rewards_unchecked() {
-        let names = ["panics", "short", "nan", "far", "good"];
-        let hook = |name| -> (Arc<dyn RewardHook>, Range) { (Arc::new(Rogue(name)), Some([0.0, 1.0])) };
+    fn rogues(names: &[&'static str]) -> Rewards {
+        let hook = |name: &&'static str| -> (Arc<dyn RewardHook>, Range) { (Arc::new(Rogue(name)), Some([0.0, 1.0])) };
         let part = |name: &&str| Part {
             name: (*name).to_owned(),
             weight: 1.0,
@@ -127,7 +140,12 @@ mod tests {
             min_scored_fraction: 0.8,
             parts: names.iter().map(part).collect(),
         };
-        let rewards = Rewards::new(names.into_iter().map(hook).collect(), policy);
+        Rewards::new(names.iter().map(hook).collect(), policy)
+    }
+
+    #[tokio::test]
+    async fn no_hook_reaches_the_rewards_unchecked() {
+        let rewards = rogues(&["panics", "short", "nan", "far", "good"]);
         let combined = rewards.score(vec![group(1, 2), group(2, 3)]).await.unwrap();
         assert!(combined.groups.iter().flatten().all(|reward| reward.reward == Some(0.5)));
         let reasons: Vec<_> =
@@ -135,5 +153,31 @@ mod tests {
         let expected =
             [("far", "out_of_range", 5), ("nan", "not_finite", 5), ("panics", "died", 5), ("short", "protocol", 5)];
         assert_eq!(reasons, expected);
+    }
+
+    #[test]
+    fn calls_failures_and_seconds_are_counted_by_hook() {
+        let recorder = metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder();
+        // One thread: the recorder is this thread's.
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let rewards = rogues(&["panics", "nan", "good"]);
+        metrics::with_local_recorder(&recorder, || {
+            runtime.block_on(async {
+                for _ in 0..2 {
+                    rewards.scores(vec![group(1, 3)]).await;
+                }
+            });
+        });
+        let text = recorder.handle().render();
+        for line in [
+            "lacuna_reward_calls_total{hook=\"good\"} 2",
+            "lacuna_reward_calls_total{hook=\"panics\"} 2",
+            "lacuna_reward_failures_total{hook=\"panics\",reason=\"died\"} 6",
+            "lacuna_reward_failures_total{hook=\"nan\",reason=\"not_finite\"} 6",
+            "lacuna_reward_duration_seconds_count{hook=\"good\"} 2",
+        ] {
+            assert!(text.contains(line), "{line} is not in\n{text}");
+        }
+        assert!(!text.contains("lacuna_reward_failures_total{hook=\"good\""), "{text}");
     }
 }

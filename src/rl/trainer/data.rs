@@ -5,11 +5,11 @@ use std::sync::Arc;
 
 use uuid::Uuid;
 
+use super::Parts;
 use super::compare::Comparison;
-use super::config::{LossKind, TrainingConfig};
+use super::config::LossKind;
 use crate::adapters::VersionId;
 use crate::diffusion::rng::Stream;
-use crate::engine::Engine;
 use crate::engine::job::{Finished, Priority, Task};
 use crate::models::Model;
 use crate::models::lora::Lora;
@@ -17,12 +17,11 @@ use crate::rl::RlError;
 use crate::rl::advantage::Baselines;
 use crate::rl::lanes::{Candidate, Item, Lane, Lanes, Left, held_out};
 use crate::rl::logprob::{Guidance, Sample};
-use crate::rl::publish::Publisher;
 use crate::rl::reward::combine::Reward;
-use crate::rl::reward::{GroupInput, Kind, Picture, Rewards, SampleInput};
+use crate::rl::reward::{GroupInput, Kind, Picture, SampleInput};
 use crate::rl::rollout::{Asked, guidance_of, sample_of, sample_of_row};
 use crate::rl::update::Judged;
-use crate::store::{self, SampleKind, SampleUse, Store};
+use crate::store::{self, SampleKind, SampleUse};
 
 /// Judged completions, and the book of every item.
 #[derive(Default)]
@@ -43,11 +42,7 @@ pub(super) struct Data {
 
 /// What data are made with.
 pub(super) struct Maker<'a> {
-    pub(super) engine: &'a Engine,
-    pub(super) store: &'a Arc<dyn Store>,
-    pub(super) publisher: &'a Publisher,
-    pub(super) rewards: &'a Rewards,
-    pub(super) config: &'a TrainingConfig,
+    pub(super) parts: &'a Parts,
     pub(super) current: &'a VersionId,
     pub(super) seed: u64,
 }
@@ -84,28 +79,28 @@ impl Maker<'_> {
         for (lane, cluster) in
             lanes.groups.into_iter().map(|g| (Lane::Groups, g)).chain(singles.map(|s| (Lane::Singles, s)))
         {
-            if self.config.lanes.contains(&lane) {
+            if self.parts.config.lanes.contains(&lane) {
                 clusters.extend(self.cluster(lane, cluster, &mut data).await?);
             } else {
                 data.leave_all(lane, &cluster, "lane_off");
             }
         }
-        if self.config.lanes.contains(&Lane::Regenerated) {
+        if self.parts.config.lanes.contains(&Lane::Regenerated) {
             clusters.extend(self.regenerate(&mut data).await?);
         }
         let mut held_out = Vec::new();
         for cluster in lanes.held_out {
             let lane = if cluster.len() > 1 { Lane::Groups } else { Lane::Singles };
             // Only verdicts can be compared with a candidate's likelihoods one by one.
-            if lane == Lane::Groups || self.config.loss == LossKind::Kto {
+            if lane == Lane::Groups || self.parts.config.loss == LossKind::Kto {
                 held_out.extend(self.cluster(lane, cluster, &mut Data::default()).await?);
             }
         }
         let inputs = clusters.iter().chain(&held_out).map(|cluster| cluster.input.clone()).collect();
-        let combined = self.rewards.score(inputs).await.map_err(|e| RlError::Refused(e.to_string()))?;
+        let combined = self.parts.rewards.score(inputs).await.map_err(|e| RlError::Refused(e.to_string()))?;
         let singles = clusters.iter().zip(&combined.groups).filter(|(cluster, _)| cluster.lane == Lane::Singles);
         let singles = singles.flat_map(|(cluster, rewards)| rewards.iter().map(|reward| (cluster.image(), reward)));
-        let mut comparison = Comparison::new(self.config.loss, baselines, singles);
+        let mut comparison = Comparison::new(self.parts.config.loss, baselines, singles);
         let mut rewards = combined.groups.iter();
         let (mut groups, mut sum, mut used) = (Vec::new(), 0.0, 0);
         for cluster in clusters {
@@ -124,7 +119,7 @@ impl Maker<'_> {
             data.held_out.extend(judged.into_iter().map(|(judged, _)| judged));
         }
         data.reward = sum / used.max(1) as f64;
-        data.batches = batches(groups, self.config.batch, self.seed);
+        data.batches = batches(groups, self.parts.config.batch, self.seed);
         Ok(data)
     }
 
@@ -137,7 +132,7 @@ impl Maker<'_> {
             let sample = Asked::of(&candidate.row).and_then(|asked| {
                 Ok(Sample {
                     guidance: self.guidance(&asked)?,
-                    ..sample_of_row(self.engine.model(), &asked, &candidate.row)?
+                    ..sample_of_row(self.parts.engine.model(), &asked, &candidate.row)?
                 })
             });
             let Ok(sample) = sample else {
@@ -160,7 +155,7 @@ impl Maker<'_> {
     }
 
     fn guidance(&self, asked: &Asked) -> Result<Option<Guidance>, RlError> {
-        if self.config.guided { guidance_of(self.engine.model(), asked) } else { Ok(None) }
+        if self.parts.config.guided { guidance_of(self.parts.engine.model(), asked) } else { Ok(None) }
     }
 
     /// The adapter that sampled a completion, unless it is the current one.
@@ -169,12 +164,12 @@ impl Maker<'_> {
         if id == *self.current {
             return Ok(None);
         }
-        let adapter = self.publisher.version(&id).await?;
+        let adapter = self.parts.publisher.version(&id).await?;
         match &adapter.lora {
             Some(lora) => Ok(Some(Arc::clone(lora))),
             // The base is an adapter that changes nothing.
             None => {
-                let config = self.engine.model().backbone.adaptable();
+                let config = self.parts.engine.model().backbone.adaptable();
                 let config = config.ok_or_else(|| RlError::Refused("this model takes no adapters".to_owned()))?;
                 Ok(Some(Arc::new(Lora::new(config, 1.0, BTreeMap::new())?)))
             }
@@ -186,7 +181,9 @@ impl Maker<'_> {
         SampleInput {
             id: row.id,
             text: row.text.clone(),
-            picture: row.grid.map(|(r, c)| picture(self.engine.model(), row.tokens.clone(), (r as usize, c as usize))),
+            picture: row
+                .grid
+                .map(|(r, c)| picture(self.parts.engine.model(), row.tokens.clone(), (r as usize, c as usize))),
             finish_reason: row.finish_reason.clone(),
             adapter: Some(row.adapter.clone()),
             ratings: candidate.ratings.clone(),
@@ -196,14 +193,14 @@ impl Maker<'_> {
 
     /// Fresh completions of logged prompts by the current version, at rollout priority.
     async fn regenerate(&self, data: &mut Data) -> Result<Vec<Cluster>, RlError> {
-        let [prompts, n] = self.config.regenerate;
-        let rows = self.store.prompts_with_feedback(prompts.saturating_mul(2), self.seed).await?;
+        let [prompts, n] = self.parts.config.regenerate;
+        let rows = self.parts.store.prompts_with_feedback(prompts.saturating_mul(2), self.seed).await?;
         let mut clusters = Vec::new();
         for (at, row) in (0u64..).zip(rows) {
             if clusters.len() >= prompts as usize {
                 break;
             }
-            if held_out(&row.prompt_ids, self.config.data.hold_out_one_in) {
+            if held_out(&row.prompt_ids, self.parts.config.data.hold_out_one_in) {
                 continue;
             }
             let Ok(asked) = Asked::of(&row) else {
@@ -211,7 +208,7 @@ impl Maker<'_> {
                 continue;
             };
             let seed = crate::diffusion::rng::mix64(self.seed ^ at);
-            let finished = asked.complete(self.engine, self.current, n, seed, Priority::Rollout).await;
+            let finished = asked.complete(&self.parts.engine, self.current, n, seed, Priority::Rollout).await;
             match finished {
                 Ok(finished) => clusters.push(self.fresh(&row, &asked, finished)?),
                 Err(error) => {
@@ -224,7 +221,7 @@ impl Maker<'_> {
     }
 
     fn fresh(&self, row: &store::CompletionRow, asked: &Asked, finished: Vec<Finished>) -> Result<Cluster, RlError> {
-        let model = self.engine.model();
+        let model = self.parts.engine.model();
         let mut input = group_input(Uuid::now_v7(), &row.prompt, row.kind);
         let mut members = Vec::with_capacity(finished.len());
         for one in finished {

@@ -3,13 +3,13 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use super::config::TrainingConfig;
-use super::data::{fresh_input, group_input};
 use futures_util::{StreamExt as _, TryStreamExt as _};
 
+use super::Parts;
+use super::config::TrainingConfig;
+use super::data::{fresh_input, group_input};
 use crate::adapters::VersionId;
 use crate::diffusion::rng::mix64;
-use crate::engine::Engine;
 use crate::engine::job::Priority;
 use crate::models::Backbone;
 use crate::models::lora::Lora;
@@ -18,10 +18,10 @@ use crate::rl::estimator::Step;
 use crate::rl::gate::Trial;
 use crate::rl::lanes::held_out;
 use crate::rl::logprob::{Sample, logprobs};
-use crate::rl::reward::{GroupInput, Rewards};
+use crate::rl::reward::GroupInput;
 use crate::rl::rollout::Asked;
 use crate::rl::update::Judged;
-use crate::store::{CompletionRow, Store};
+use crate::store::CompletionRow;
 
 /// Rows of a forward here.
 const ROWS: usize = 2048;
@@ -30,19 +30,12 @@ const ROWS: usize = 2048;
 const AT_ONCE: usize = 8;
 
 /// Where trials run.
-pub(super) struct Bench<'a> {
-    pub(super) engine: &'a Engine,
-    pub(super) store: &'a Arc<dyn Store>,
-    pub(super) rewards: &'a Rewards,
-    /// Must not get worse; not part of the reward.
-    pub(super) guards: &'a Rewards,
-    pub(super) config: &'a TrainingConfig,
-}
+pub(super) struct Bench<'a>(pub(super) &'a Parts);
 
 impl Bench<'_> {
     /// Names of the guards, in the order of the trials'.
     pub(super) fn guards(&self) -> Vec<String> {
-        self.guards.policy().parts.iter().map(|part| part.name.clone()).collect()
+        self.0.guards.policy().parts.iter().map(|part| part.name.clone()).collect()
     }
 
     /// One trial per held-out prompt.
@@ -50,10 +43,10 @@ impl Bench<'_> {
     /// # Errors
     /// When the store or the engine fails.
     pub(super) async fn trials(&self, candidate: &VersionId, current: &VersionId) -> Result<Vec<Trial>, RlError> {
-        let gate = &self.config.gate;
-        let one_in = self.config.data.hold_out_one_in.max(1);
+        let gate = &self.0.config.gate;
+        let one_in = self.0.config.data.hold_out_one_in.max(1);
         let wanted = u32::try_from(gate.prompts as u64 * one_in * 2).unwrap_or(u32::MAX).min(crate::store::MAX_POOL);
-        let rows = self.store.prompts_with_feedback(wanted, self.config.seed).await?;
+        let rows = self.0.store.prompts_with_feedback(wanted, self.0.config.seed).await?;
         let rows = rows.into_iter().filter(|row| held_out(&row.prompt_ids, one_in)).take(gate.prompts);
         // Side by side, so that they share forwards; in order, so that a verdict can be repeated.
         let trials = (0u64..).zip(rows).map(|(at, row)| self.trial(row, at, candidate, current));
@@ -73,7 +66,7 @@ impl Bench<'_> {
         current: &VersionId,
     ) -> Result<Option<Trial>, RlError> {
         let Ok(asked) = Asked::of(&row) else { return Ok(None) };
-        let seed = mix64(self.config.seed ^ 0x6A7E ^ at);
+        let seed = mix64(self.0.config.seed ^ 0x6A7E ^ at);
         let (new, old) =
             tokio::try_join!(self.complete(&row, &asked, candidate, seed), self.complete(&row, &asked, current, seed))?;
         let reward = match (self.rewards(&new.0).await, self.rewards(&old.0).await) {
@@ -93,12 +86,12 @@ impl Bench<'_> {
         version: &VersionId,
         seed: u64,
     ) -> Result<(GroupInput, usize), RlError> {
-        let n = self.config.gate.completions;
-        let finished = asked.complete(self.engine, version, n, seed, Priority::Rollout).await?;
+        let n = self.0.config.gate.completions;
+        let finished = asked.complete(&self.0.engine, version, n, seed, Priority::Rollout).await?;
         let distinct: HashSet<&[u32]> = finished.iter().map(|one| one.tokens.as_slice()).collect();
         let distinct = distinct.len();
         let mut input = group_input(uuid::Uuid::now_v7(), &row.prompt, row.kind);
-        let model = self.engine.model();
+        let model = self.0.engine.model();
         input.samples =
             finished.iter().map(|one| fresh_input(model, &asked.task, one, version, &row.metadata)).collect();
         Ok((input, distinct))
@@ -106,9 +99,9 @@ impl Bench<'_> {
 
     /// Mean score of what can score fresh completions; `None` when only people can.
     async fn rewards(&self, input: &GroupInput) -> Option<f64> {
-        let scores = self.rewards.scores(vec![input.clone()]).await;
+        let scores = self.0.rewards.scores(vec![input.clone()]).await;
         let parts =
-            self.rewards.policy().parts.iter().zip(&scores).filter(|(part, _)| !part.user && part.gate.is_none());
+            self.0.rewards.policy().parts.iter().zip(&scores).filter(|(part, _)| !part.user && part.gate.is_none());
         let (mut sum, mut weight) = (0.0, 0.0);
         for (part, groups) in parts {
             for score in groups.iter().flatten().filter_map(|score| score.as_ref().ok().copied().flatten()) {
@@ -128,7 +121,7 @@ impl Bench<'_> {
                 .collect();
             (!known.is_empty()).then(|| known.iter().sum::<f64>() / known.len() as f64)
         };
-        self.guards.scores(vec![input.clone()]).await.iter().map(mean).collect()
+        self.0.guards.scores(vec![input.clone()]).await.iter().map(mean).collect()
     }
 }
 

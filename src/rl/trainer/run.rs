@@ -109,15 +109,7 @@ impl Run<'_> {
         let lanes = sort(pool, &now, &config.data);
         // Data are a function of the pool and the version, so that a run that was cut off finds the same again.
         let seed = current.to_string().bytes().fold(config.seed, |hash, byte| mix64(hash ^ u64::from(byte)));
-        let maker = Maker {
-            engine: &parts.engine,
-            store: &parts.store,
-            publisher: &parts.publisher,
-            rewards: &parts.rewards,
-            config,
-            current,
-            seed,
-        };
+        let maker = Maker { parts, current, seed };
         let mut baselines = self.shared.baselines.lock().await;
         maker.make(lanes, &mut baselines).await
     }
@@ -235,13 +227,7 @@ impl Run<'_> {
         data: &Data,
     ) -> Result<Verdict, RlError> {
         let parts = self.parts;
-        let bench = Bench {
-            engine: &parts.engine,
-            store: &parts.store,
-            rewards: &parts.rewards,
-            guards: &parts.guards,
-            config: &parts.config,
-        };
+        let bench = Bench(parts);
         let trials = bench.trials(candidate, current).await?;
         let (model, config, judged) = (parts.learner()?, parts.config.clone(), data.held_out.clone());
         let (policy, parent) = (Arc::clone(policy), parent.cloned());
