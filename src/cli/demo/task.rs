@@ -13,7 +13,7 @@ use crate::rl::gate::GateConfig;
 use crate::rl::lanes::{Lane, LaneConfig, PREFERENCE};
 use crate::rl::reward::combine::Aggregate;
 use crate::rl::reward::config::{Hook, HookKind, Metric, MetricType, Optimize, Reward};
-use crate::rl::trainer::{Promotion, TrainingConfig};
+use crate::rl::trainer::{EstimatorKind, Promotion, TrainingConfig};
 use crate::starter::scenes::{self, Codec, Colour, KINDS, SceneSpec};
 use crate::starter::words::{self, Problem};
 
@@ -244,14 +244,20 @@ impl Task {
             batch: if draws { 64 } else { 96 },
             epochs: 1,
             inner: 4,
-            lr: 5e-4,
+            lr: match self {
+                Self::Taste => 5e-4,
+                // Correctness moves slowly, and a higher rate undoes it after a dozen updates.
+                Self::Scenes => 3e-4,
+                Self::Words => 6e-4,
+            },
+            estimator: if draws { EstimatorKind::Trajectory } else { EstimatorKind::MaskGrpo },
             guided: draws,
             beta: 0.01,
             // The crowd waits while it learns.
             threads: std::thread::available_parallelism().map_or(1, usize::from),
             // What is watched here is the rise of the success rate; ratings of one moment take no version back.
             trial_ratings: 1_000_000,
-            data: LaneConfig { per_subject_max: 4096, hold_out_one_in: 4, ..LaneConfig::default() },
+            data: LaneConfig { per_subject_max: 4096, hold_out_one_in: 6, ..LaneConfig::default() },
             // Only people can score, so the gate sees no more than how a candidate rates what was rated: a few dozen
             // noisy thumbs. It refuses what is clearly worse; that a version is better shows over several.
             gate: GateConfig {

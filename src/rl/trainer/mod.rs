@@ -33,7 +33,7 @@ use crate::adapters::{Routes, VersionId};
 use crate::engine::Engine;
 use crate::store::Store;
 use crate::telemetry::metrics as names;
-pub use config::{Promotion, TrainingConfig};
+pub use config::{EstimatorKind, Promotion, TrainingConfig};
 use run::Run;
 pub use run::learning_threads;
 use status::{LaneStatus, LastRun, Phase, RunProgress, TrainerStatus};
