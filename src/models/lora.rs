@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use candle_core::{DType, Result, Tensor};
 
 use super::ModelError;
-use super::transformer::TransformerConfig;
+use super::shape::TransformerConfig;
 
 /// A projection that can be adapted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -39,9 +39,10 @@ impl Target {
     /// `(out, in)` of its weight.
     #[must_use]
     pub fn shape(self, config: &TransformerConfig) -> (usize, usize) {
-        let (d, ff, kv) = (config.d_model, config.mlp_hidden_size, config.n_kv_heads * config.head_dim());
+        let (d, ff, q, kv) = (config.d_model, config.mlp_hidden_size, config.q_width(), config.kv_width());
         match self {
-            Self::Q | Self::O => (d, d),
+            Self::Q => (q, d),
+            Self::O => (d, q),
             Self::K | Self::V => (kv, d),
             Self::Gate | Self::Up => (ff, d),
             Self::Down => (d, ff),

@@ -14,8 +14,10 @@ use transformer::{Transformer, TransformerConfig};
 
 pub mod backbone;
 pub mod lora;
+pub mod names;
 pub mod nn;
 pub mod optim;
+pub mod shape;
 pub mod transformer;
 pub mod weights;
 
@@ -29,7 +31,7 @@ pub enum ModelError {
     #[error("config.json: {field} = {actual} is not supported: {hint}")]
     Config {
         /// Name of the field, as in the file.
-        field: &'static str,
+        field: String,
         /// The value found.
         actual: String,
         /// What would be supported.
@@ -62,7 +64,7 @@ pub struct Packed {
     pub ids: Vec<u32>,
     /// The sequences: contiguous, in order, covering all rows. Attention never crosses a span.
     pub spans: Vec<Span>,
-    /// Rows whose final hidden state is wanted, strictly ascending. The last layer runs only for these.
+    /// Rows whose prediction is wanted, strictly ascending. The last layer runs only for these.
     pub needed: Vec<u32>,
     /// The adapter of each span; spans with the same one should lie together.
     pub adapters: Vec<Option<Arc<Lora>>>,
@@ -143,7 +145,9 @@ pub trait Backbone: Send + Sync {
     /// What it is.
     fn spec(&self) -> &ModelSpec;
 
-    /// Final, normalised hidden states of `packed.needed`, `(needed, d_model)`, on the model's device.
+    /// Final, normalised hidden states from which `packed.needed` are predicted, `(needed, d_model)`, on the model's
+    /// device. They are those rows' own, or their left neighbours' where a family shifts its logits: nobody else has to
+    /// know.
     ///
     /// # Errors
     /// When the batch is malformed or the device fails.

@@ -7,7 +7,7 @@ use candle_core::{DType, Device, Tensor};
 use sha2::{Digest, Sha256};
 
 use super::ModelError;
-use super::transformer::TransformerConfig;
+use super::shape::TransformerConfig;
 
 /// Tensors by name, with the hash of the file they came from.
 pub struct Weights {
@@ -65,6 +65,7 @@ fn hex(bytes: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::models::shape::Variant;
 
     fn config() -> TransformerConfig {
         TransformerConfig {
@@ -78,6 +79,7 @@ mod tests {
             rms_norm_eps: 1e-5,
             rope_theta: 1e4,
             weight_tying: false,
+            variant: Variant::default(),
         }
     }
 
