@@ -8,11 +8,12 @@ use std::sync::Arc;
 use candle_core::Tensor;
 use image::RgbImage;
 
-use crate::text::Tokenizer;
+use crate::text::{Message, TextError, Tokenizer};
 use lora::Lora;
 use transformer::{Transformer, TransformerConfig};
 
 pub mod backbone;
+pub mod checkpoint;
 pub mod lora;
 pub mod names;
 pub mod nn;
@@ -35,6 +36,14 @@ pub enum ModelError {
         /// The value found.
         actual: String,
         /// What would be supported.
+        hint: String,
+    },
+    /// A configuration lacks a field.
+    #[error("config.json: {field} is missing: {hint}")]
+    ConfigMissing {
+        /// Name of the field.
+        field: String,
+        /// What it must be.
         hint: String,
     },
     /// The weights do not match the configuration.
@@ -127,6 +136,9 @@ pub struct ModelSpec {
     pub banned_ids: Vec<u32>,
     /// Longest sequence the model was made for, prompt and layout included.
     pub max_positions: usize,
+    /// Length of the blocks that attention goes by: a position sees its own block and those before it. `None`: it sees
+    /// all positions.
+    pub block: Option<usize>,
     /// Hidden size.
     pub d_model: usize,
     /// Number of layers.
@@ -183,6 +195,22 @@ pub trait Layout: Send + Sync {
 
     /// The ids before and after the image codes for a prompt; an empty prompt is the unconditional layout.
     fn image_frame(&self, prompt: &[u32]) -> (Vec<u32>, Vec<u32>);
+
+    /// The ids before the answer in a conversation. A model without a chat template of its own reads the messages one
+    /// after another, a line each.
+    ///
+    /// # Errors
+    /// When the template refuses the conversation, or a message cannot be encoded.
+    fn conversation(&self, tokenizer: &Tokenizer, messages: &[Message]) -> Result<Vec<u32>, TextError> {
+        let lines: Vec<&str> = messages.iter().map(|message| message.content.as_str()).collect();
+        Ok(self.text_prefix(&tokenizer.encode(&lines.join("\n"))?))
+    }
+
+    /// The ids before a text that is about an image, for the image's codes and a prompt with its own layout; `None`
+    /// when the model does not look at images.
+    fn seen_prefix(&self, _codes: &[u32], _prompt: &[u32]) -> Option<Vec<u32>> {
+        None
+    }
 }
 
 /// Discrete codes to pixels and back.

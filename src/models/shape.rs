@@ -90,7 +90,8 @@ impl TransformerConfig {
         if let Some((field, _)) = sizes.into_iter().find(|&(_, size)| size == 0) {
             return refuse(field, "0".into(), "it must be at least 1");
         }
-        let divides = self.n_heads > 0 && (self.variant.head_dim.is_some() || self.d_model.is_multiple_of(self.n_heads));
+        let divides =
+            self.n_heads > 0 && (self.variant.head_dim.is_some() || self.d_model.is_multiple_of(self.n_heads));
         if !divides || self.head_dim() == 0 || !self.head_dim().is_multiple_of(2) {
             return refuse("n_heads", self.n_heads.to_string(), "it must divide d_model into heads of even width");
         }

@@ -6,16 +6,16 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use candle_core::{DType, Device, Tensor};
 use super::lora::{Product, Runs};
+use super::names::{Names, Part};
 use super::nn::attention::{AttentionPlan, AttentionSpan, RopeTable, attention};
 use super::nn::norm::rms_norm;
 use super::nn::swiglu::swiglu;
 use super::nn::timing::timed;
-use super::names::{Names, Part};
 use super::nn::{Linear, Precision};
 pub use super::shape::{TransformerConfig, parameters};
 use super::{ModelError, Packed};
+use candle_core::{DType, Device, Tensor};
 
 pub mod by_layer;
 

@@ -85,11 +85,11 @@ impl RopeTable {
     #[must_use]
     pub fn new(max_positions: usize, head_dim: usize, theta: f64) -> Self {
         let half = head_dim / 2;
-        let angle = |i: usize| (i / half) as f64 * theta.powf(-((i % half) as f64) / half as f64);
-        let angles = 0..max_positions * half;
+        let frequencies: Vec<f64> = (0..half).map(|i| theta.powf(-(i as f64) / half as f64)).collect();
+        let angles = (0..max_positions).flat_map(|p| frequencies.iter().map(move |f| p as f64 * f));
         Self {
-            cos: angles.clone().map(|i| angle(i).cos() as f32).collect(),
-            sin: angles.map(|i| angle(i).sin() as f32).collect(),
+            cos: angles.clone().map(|angle| angle.cos() as f32).collect(),
+            sin: angles.map(|angle| angle.sin() as f32).collect(),
             half,
         }
     }

@@ -60,6 +60,7 @@ fn model() -> TransformerBackbone {
         eos_ids: vec![0],
         banned_ids: vec![MASK],
         max_positions: 64,
+        block: None,
         d_model: 16,
         n_layers: 2,
         parameters: 0,
