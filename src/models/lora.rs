@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use candle_core::{DType, Result, Tensor};
 
 use super::ModelError;
+use super::names::{Names, Part};
 use super::shape::TransformerConfig;
 
 /// A projection that can be adapted.
@@ -34,6 +35,12 @@ impl Target {
     #[must_use]
     pub fn module(self) -> &'static str {
         ["q_proj", "k_proj", "v_proj", "attn_out", "ff_proj", "up_proj", "ff_out"][self as usize]
+    }
+
+    /// The module that is adapted; [`Names::module`] has its path in every naming.
+    #[must_use]
+    pub fn part(self) -> Part {
+        [Part::Q, Part::K, Part::V, Part::O, Part::Gate, Part::Up, Part::Down][self as usize]
     }
 
     /// `(out, in)` of its weight.
@@ -175,7 +182,7 @@ impl Lora {
 /// Module path of a projection in LLaDA's checkpoints, as PEFT names its factors.
 #[must_use]
 pub fn module(layer: usize, target: Target) -> String {
-    format!("model.transformer.blocks.{layer}.{}", target.module())
+    Names::Llada.module(layer, target.part())
 }
 
 fn check(config: &TransformerConfig, layer: usize, target: Target, pair: &Pair) -> std::result::Result<(), ModelError> {
