@@ -46,6 +46,9 @@ pub enum ModelError {
         /// What it must be.
         hint: String,
     },
+    /// A file of a checkpoint is missing or unreadable.
+    #[error("{0}")]
+    File(String),
     /// The weights do not match the configuration.
     #[error("weights: {0}")]
     Weights(String),

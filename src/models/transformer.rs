@@ -375,3 +375,7 @@ impl Block {
 fn add(a: &Tensor, b: &Tensor) -> Result<Tensor, ModelError> {
     Ok(timed(|t| &mut t.elementwise, || a + b)?)
 }
+
+#[cfg(test)]
+#[path = "transformer_tests.rs"]
+mod tests;

@@ -22,8 +22,8 @@ mod fields;
 mod layout;
 mod shards;
 
-use family::Facts;
 pub use family::Family;
+use family::{Facts, ImageFacts};
 use layout::{MmadaLayout, TextLayout, turn_end};
 use shards::Shards;
 
@@ -51,7 +51,7 @@ impl Checkpoint {
     /// # Errors
     /// Names the file, field or tensor at fault.
     pub fn open(folder: &Path, name: &str) -> Result<Self, ModelError> {
-        let config = json(folder, CONFIG)?.ok_or_else(|| ModelError::Weights(format!("{CONFIG} is missing")))?;
+        let config = json(folder, CONFIG)?.ok_or_else(|| ModelError::File(format!("{CONFIG} is missing")))?;
         let facts = Facts::read(config)?;
         let shards = Shards::open(folder)?;
         shards.check(&facts.config)?;
@@ -116,11 +116,20 @@ impl Checkpoint {
 
 /// A JSON object of the folder, if it is there.
 fn json(folder: &Path, name: &str) -> Result<Option<Map<String, Value>>, ModelError> {
-    let failed = |e: &dyn std::fmt::Display| ModelError::Weights(format!("{name}: {e}"));
-    match std::fs::read(folder.join(name)) {
-        Ok(bytes) => serde_json::from_slice(&bytes).map(Some).map_err(|e| failed(&e)),
+    let bytes = read(folder, name, 1 << 20)?;
+    let parsed = bytes.map(|bytes| serde_json::from_slice(&bytes)).transpose();
+    parsed.map_err(|e| ModelError::File(format!("{name}: {e}")))
+}
+
+/// The bytes of a file of the folder, if it is there.
+fn read(folder: &Path, name: &str, most: u64) -> Result<Option<Vec<u8>>, ModelError> {
+    let failed = |e: &dyn std::fmt::Display| ModelError::File(format!("{name}: {e}"));
+    let path = folder.join(name);
+    match std::fs::metadata(&path) {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
         Err(e) => Err(failed(&e)),
+        Ok(found) if found.len() > most => Err(failed(&format!("{} bytes; at most {most} are read", found.len()))),
+        Ok(_) => std::fs::read(&path).map(Some).map_err(|e| failed(&e)),
     }
 }
 
@@ -131,7 +140,7 @@ fn ends(facts: &Facts, text: &TextFiles, generation: Option<Map<String, Value>>)
     let list = if let Value::Array(list) = more { list } else { vec![more] };
     for value in list.iter().filter(|value| !value.is_null()) {
         let id = value.as_u64().and_then(|id| u32::try_from(id).ok());
-        let hint = || ModelError::Weights(format!("{GENERATION}: eos_token_id {value} is not a token id"));
+        let hint = || ModelError::File(format!("{GENERATION}: eos_token_id {value} is not a token id"));
         ends.push(id.ok_or_else(hint)?);
     }
     ends.extend(text.tokenizer.token_id(turn_end(facts.family)));
@@ -147,34 +156,17 @@ fn spec(facts: &Facts, text: &TextFiles, name: &str, eos_ids: Vec<u32>) -> Resul
     if tokens > config.embedding_size {
         return Err(ModelError::Tokenizer(format!("it has {tokens} tokens, the model only {rows}; is it another's?")));
     }
-    let outside = |id: u32| (id >= rows).then(|| id.to_string());
-    for (field, id) in
-        std::iter::once(("mask_token_id", facts.mask_id)).chain(eos_ids.iter().map(|&e| ("eos_token_id", e)))
-    {
-        if let Some(actual) = outside(id) {
-            let hint = format!("the vocabulary has {rows} rows");
-            return Err(ModelError::Config { field: field.to_owned(), actual, hint });
-        }
+    let ends = eos_ids.iter().map(|&id| ("eos_token_id", id));
+    if let Some((field, id)) = [("mask_token_id", facts.mask_id)].into_iter().chain(ends).find(|&(_, id)| id >= rows) {
+        let hint = format!("the vocabulary has {rows} rows");
+        return Err(ModelError::Config { field: field.to_owned(), actual: id.to_string(), hint });
     }
-    let image = match &facts.image {
-        None => None,
-        Some(image) => {
-            let start = image.offset.unwrap_or(tokens as u32);
-            let codes = start..start.saturating_add(image.codes as u32);
-            if codes.end > rows {
-                let hint = format!("codes would have ids {codes:?}, the vocabulary has {rows} rows");
-                let (field, actual) = ("codebook_size".to_owned(), image.codes.to_string());
-                return Err(ModelError::Config { field, actual, hint });
-            }
-            Some(ImageSpec { codes, grid: (image.side, image.side) })
-        }
-    };
     Ok(ModelSpec {
         name: name.to_owned(),
         vocab_size: config.embedding_size,
         // All rows, as the official samplers have it: a confidence is a share of all of them.
         text_ids: 0..rows,
-        image,
+        image: facts.image.as_ref().map(|image| image_spec(image, tokens as u32, rows)).transpose()?,
         mask_id: facts.mask_id,
         eos_ids,
         banned_ids: vec![facts.mask_id],
@@ -188,4 +180,15 @@ fn spec(facts: &Facts, text: &TextFiles, name: &str, eos_ids: Vec<u32>) -> Resul
         parameters: parameters(config),
         sha256: String::new(),
     })
+}
+
+/// Codes follow the tokenizer's ids, whatever room the text side of the embedding has beyond them.
+fn image_spec(image: &ImageFacts, tokens: u32, rows: u32) -> Result<ImageSpec, ModelError> {
+    let start = image.offset.unwrap_or(tokens);
+    let codes = start..start.saturating_add(image.codes as u32);
+    if codes.end <= rows {
+        return Ok(ImageSpec { codes, grid: (image.side, image.side) });
+    }
+    let hint = format!("codes would have ids {codes:?}, the vocabulary has {rows} rows");
+    Err(ModelError::Config { field: "codebook_size".into(), actual: image.codes.to_string(), hint })
 }

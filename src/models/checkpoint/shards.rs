@@ -57,18 +57,16 @@ impl Shards {
             shards.add(folder, SINGLE)?;
             return Ok(shards);
         }
-        let path = folder.join(INDEX);
-        if !path.is_file() {
-            return Err(ModelError::Weights(format!(
+        match super::read(folder, INDEX, 64 << 20)? {
+            Some(index) => Self::indexed(folder, &index),
+            None => Err(weights(format!(
                 "neither {SINGLE} nor {INDEX} is there; weights in other formats must be converted to safetensors"
-            )));
+            ))),
         }
-        Self::indexed(folder, &path)
     }
 
-    fn indexed(folder: &Path, index: &Path) -> Result<Self, ModelError> {
-        let bytes = std::fs::read(index).map_err(|e| weights(format!("{INDEX}: {e}")))?;
-        let index: Index = serde_json::from_slice(&bytes).map_err(|e| weights(format!("{INDEX}: {e}")))?;
+    fn indexed(folder: &Path, index: &[u8]) -> Result<Self, ModelError> {
+        let index: Index = serde_json::from_slice(index).map_err(|e| weights(format!("{INDEX}: {e}")))?;
         let mut shards = Self { files: Vec::new(), tensors: BTreeMap::new() };
         let mut names: Vec<&String> = index.weight_map.values().collect();
         names.sort_unstable();
