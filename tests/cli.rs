@@ -105,8 +105,6 @@ fn practice_reports_every_update_and_writes_an_adapter() {
     let sampling = r#"{"sampler":{"kind":"emerge"},"steps":2,"guidance_scale":0,"temperature":1}"#;
     let report = json(&[
         "train",
-        "adapters",
-        "adapters promote",
         "--task",
         "taste",
         "--updates",
