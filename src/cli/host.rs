@@ -9,6 +9,7 @@ use candle_core::Device;
 use crate::config::{self, DeviceKind};
 use crate::engine::{Engine, Limits};
 use crate::models::Model;
+use crate::models::checkpoint::{self, Checkpoint};
 use crate::starter;
 
 /// An engine that runs in this process.
@@ -122,12 +123,24 @@ pub fn cpu_features() -> Vec<&'static str> {
     features
 }
 
-/// The built-in model by its name, else the one in a folder.
+/// The built-in model by its name, else the one in a folder: a checkpoint as a hub has it, or weights of the built-in
+/// model's shape that `lacuna pretrain` left.
 fn load(model: &str, device: &Device) -> anyhow::Result<Model> {
     if model == starter::NAME {
         return Ok(starter::model::load(device)?);
     }
     let folder = Path::new(model);
     ensure!(folder.is_dir(), "--model {model}: neither `{}` nor a folder", starter::NAME);
-    starter::model::load_from(folder, device).with_context(|| format!("--model {model}"))
+    let loaded = if checkpoint::is_checkpoint(folder) {
+        Checkpoint::open(folder, &served_name(folder)).and_then(|checkpoint| checkpoint.load(device))
+    } else {
+        starter::model::load_from(folder, device)
+    };
+    loaded.with_context(|| format!("--model {model}"))
+}
+
+/// The folder's own name.
+fn served_name(folder: &Path) -> String {
+    let whole = folder.canonicalize().unwrap_or_else(|_| folder.to_owned());
+    whole.file_name().map_or_else(|| "model".to_owned(), |name| name.to_string_lossy().into_owned())
 }

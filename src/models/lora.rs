@@ -11,7 +11,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use candle_core::{DType, Result, Tensor};
 
 use super::ModelError;
-use super::transformer::TransformerConfig;
+use super::names::{Names, Part};
+use super::shape::TransformerConfig;
 
 /// A projection that can be adapted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -36,12 +37,19 @@ impl Target {
         ["q_proj", "k_proj", "v_proj", "attn_out", "ff_proj", "up_proj", "ff_out"][self as usize]
     }
 
+    /// The module that is adapted; [`Names::module`] has its path in every naming.
+    #[must_use]
+    pub fn part(self) -> Part {
+        [Part::Q, Part::K, Part::V, Part::O, Part::Gate, Part::Up, Part::Down][self as usize]
+    }
+
     /// `(out, in)` of its weight.
     #[must_use]
     pub fn shape(self, config: &TransformerConfig) -> (usize, usize) {
-        let (d, ff, kv) = (config.d_model, config.mlp_hidden_size, config.n_kv_heads * config.head_dim());
+        let (d, ff, q, kv) = (config.d_model, config.mlp_hidden_size, config.q_width(), config.kv_width());
         match self {
-            Self::Q | Self::O => (d, d),
+            Self::Q => (q, d),
+            Self::O => (d, q),
             Self::K | Self::V => (kv, d),
             Self::Gate | Self::Up => (ff, d),
             Self::Down => (d, ff),
@@ -174,7 +182,7 @@ impl Lora {
 /// Module path of a projection in LLaDA's checkpoints, as PEFT names its factors.
 #[must_use]
 pub fn module(layer: usize, target: Target) -> String {
-    format!("model.transformer.blocks.{layer}.{}", target.module())
+    Names::Llada.module(layer, target.part())
 }
 
 fn check(config: &TransformerConfig, layer: usize, target: Target, pair: &Pair) -> std::result::Result<(), ModelError> {

@@ -8,14 +8,17 @@ use std::sync::Arc;
 use candle_core::Tensor;
 use image::RgbImage;
 
-use crate::text::Tokenizer;
+use crate::text::{Message, TextError, Tokenizer};
 use lora::Lora;
 use transformer::{Transformer, TransformerConfig};
 
 pub mod backbone;
+pub mod checkpoint;
 pub mod lora;
+pub mod names;
 pub mod nn;
 pub mod optim;
+pub mod shape;
 pub mod transformer;
 pub mod weights;
 
@@ -29,12 +32,23 @@ pub enum ModelError {
     #[error("config.json: {field} = {actual} is not supported: {hint}")]
     Config {
         /// Name of the field, as in the file.
-        field: &'static str,
+        field: String,
         /// The value found.
         actual: String,
         /// What would be supported.
         hint: String,
     },
+    /// A configuration lacks a field.
+    #[error("config.json: {field} is missing: {hint}")]
+    ConfigMissing {
+        /// Name of the field.
+        field: String,
+        /// What it must be.
+        hint: String,
+    },
+    /// A file of a checkpoint is missing or unreadable.
+    #[error("{0}")]
+    File(String),
     /// The weights do not match the configuration.
     #[error("weights: {0}")]
     Weights(String),
@@ -62,7 +76,7 @@ pub struct Packed {
     pub ids: Vec<u32>,
     /// The sequences: contiguous, in order, covering all rows. Attention never crosses a span.
     pub spans: Vec<Span>,
-    /// Rows whose final hidden state is wanted, strictly ascending. The last layer runs only for these.
+    /// Rows whose prediction is wanted, strictly ascending. The last layer runs only for these.
     pub needed: Vec<u32>,
     /// The adapter of each span; spans with the same one should lie together.
     pub adapters: Vec<Option<Arc<Lora>>>,
@@ -125,6 +139,9 @@ pub struct ModelSpec {
     pub banned_ids: Vec<u32>,
     /// Longest sequence the model was made for, prompt and layout included.
     pub max_positions: usize,
+    /// Length of the blocks that attention goes by: a position sees its own block and those before it. `None`: it sees
+    /// all positions.
+    pub block: Option<usize>,
     /// Hidden size.
     pub d_model: usize,
     /// Number of layers.
@@ -143,7 +160,9 @@ pub trait Backbone: Send + Sync {
     /// What it is.
     fn spec(&self) -> &ModelSpec;
 
-    /// Final, normalised hidden states of `packed.needed`, `(needed, d_model)`, on the model's device.
+    /// Final, normalised hidden states from which `packed.needed` are predicted, `(needed, d_model)`, on the model's
+    /// device. They are those rows' own, or their left neighbours' where a family shifts its logits: nobody else has to
+    /// know.
     ///
     /// # Errors
     /// When the batch is malformed or the device fails.
@@ -179,6 +198,22 @@ pub trait Layout: Send + Sync {
 
     /// The ids before and after the image codes for a prompt; an empty prompt is the unconditional layout.
     fn image_frame(&self, prompt: &[u32]) -> (Vec<u32>, Vec<u32>);
+
+    /// The ids before the answer in a conversation. A model without a chat template of its own reads the messages one
+    /// after another, a line each.
+    ///
+    /// # Errors
+    /// When the template refuses the conversation, or a message cannot be encoded.
+    fn conversation(&self, tokenizer: &Tokenizer, messages: &[Message]) -> Result<Vec<u32>, TextError> {
+        let lines: Vec<&str> = messages.iter().map(|message| message.content.as_str()).collect();
+        Ok(self.text_prefix(&tokenizer.encode(&lines.join("\n"))?))
+    }
+
+    /// The ids before a text that is about an image, for the image's codes and a prompt with its own layout; `None`
+    /// when the model does not look at images.
+    fn seen_prefix(&self, _codes: &[u32], _prompt: &[u32]) -> Option<Vec<u32>> {
+        None
+    }
 }
 
 /// Discrete codes to pixels and back.

@@ -1,4 +1,5 @@
-//! The bidirectional transformer shared by the model families: RMSNorm, rotary attention, SwiGLU, no causal mask.
+//! The transformer shared by the model families: RMSNorm, rotary attention, SwiGLU. What they do differently is in
+//! [`Variant`](super::shape::Variant).
 //!
 //! One struct serves and trains: built on plain tensors it serves, built on tracked variables it is differentiable.
 
@@ -6,116 +7,59 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
-use serde::{Deserialize, Serialize};
 
 use super::lora::{Product, Runs};
+use super::names::{Names, Part};
 use super::nn::attention::{AttentionPlan, AttentionSpan, RopeTable, attention};
 use super::nn::norm::rms_norm;
 use super::nn::swiglu::swiglu;
 use super::nn::timing::timed;
 use super::nn::{Linear, Precision};
+pub use super::shape::{TransformerConfig, parameters};
 use super::{ModelError, Packed};
 
 pub mod by_layer;
 
-/// Shape of a transformer; field names as in the checkpoints' `config.json` (LLaDA).
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct TransformerConfig {
-    /// Hidden size.
-    pub d_model: usize,
-    /// Layers.
-    pub n_layers: usize,
-    /// Query heads; `d_model / n_heads` is the head width.
-    pub n_heads: usize,
-    /// Key/value heads.
-    pub n_kv_heads: usize,
-    /// Inner width of the feed-forward layer.
-    pub mlp_hidden_size: usize,
-    /// Rows of the embedding table.
-    pub embedding_size: usize,
-    /// Longest sequence.
-    pub max_sequence_length: usize,
-    /// ε of every RMSNorm.
-    pub rms_norm_eps: f64,
-    /// Base of the rotary angles.
-    pub rope_theta: f64,
-    /// The head is the embedding table.
-    pub weight_tying: bool,
-}
-
-impl TransformerConfig {
-    /// Width of a head.
-    #[must_use]
-    pub fn head_dim(&self) -> usize {
-        self.d_model / self.n_heads.max(1)
-    }
-
-    /// Refuses shapes that cannot work.
-    ///
-    /// # Errors
-    /// Names the field.
-    pub fn validate(&self) -> Result<(), ModelError> {
-        let refuse = |field, actual: usize, hint: &str| {
-            Err(ModelError::Config { field, actual: actual.to_string(), hint: hint.to_owned() })
-        };
-        if self.n_heads == 0 || !self.d_model.is_multiple_of(self.n_heads) || !self.head_dim().is_multiple_of(2) {
-            return refuse("n_heads", self.n_heads, "it must divide d_model into heads of even width");
-        }
-        if self.n_kv_heads == 0 || !self.n_heads.is_multiple_of(self.n_kv_heads) {
-            return refuse("n_kv_heads", self.n_kv_heads, "it must divide n_heads");
-        }
-        if self.n_layers == 0 || self.embedding_size == 0 || self.mlp_hidden_size == 0 {
-            return refuse("n_layers", self.n_layers, "layers, embedding rows and MLP width must be at least 1");
-        }
-        Ok(())
-    }
-
-    /// Name and shape of every tensor, LLaDA's names, in the order of the forward pass.
-    #[must_use]
-    pub fn tensors(&self) -> Vec<(String, Vec<usize>)> {
-        let (d, ff, kv) = (self.d_model, self.mlp_hidden_size, self.n_kv_heads * self.head_dim());
-        let mut out = vec![(EMBEDDING.to_owned(), vec![self.embedding_size, d])];
-        for i in 0..self.n_layers {
-            out.extend([
-                (block(i, "attn_norm"), vec![d]),
-                (block(i, "q_proj"), vec![d, d]),
-                (block(i, "k_proj"), vec![kv, d]),
-                (block(i, "v_proj"), vec![kv, d]),
-                (block(i, "attn_out"), vec![d, d]),
-                (block(i, "ff_norm"), vec![d]),
-                (block(i, "ff_proj"), vec![ff, d]),
-                (block(i, "up_proj"), vec![ff, d]),
-                (block(i, "ff_out"), vec![d, ff]),
-            ]);
-        }
-        out.push((FINAL_NORM.to_owned(), vec![d]));
-        if !self.weight_tying {
-            out.push((HEAD.to_owned(), vec![self.embedding_size, d]));
-        }
-        out
-    }
-}
-
-/// Name of the embedding table.
-pub const EMBEDDING: &str = "model.transformer.wte.weight";
-/// Name of the head.
-pub const HEAD: &str = "model.transformer.ff_out.weight";
-const FINAL_NORM: &str = "model.transformer.ln_f.weight";
-
-fn block(i: usize, part: &str) -> String {
-    format!("model.transformer.blocks.{i}.{part}.weight")
-}
+/// Name of the embedding table of the built-in model.
+pub const EMBEDDING: &str = Names::Llada.embedding();
+/// Name of the head of the built-in model.
+pub const HEAD: &str = Names::Llada.head();
 
 struct Block {
     attn_norm: Tensor,
     q: Linear,
     /// Keys, then values: one product.
     kv: Linear,
+    qk_norm: Option<QkNorm>,
     attn_out: Linear,
     ff_norm: Tensor,
     /// Gate, then up: one product.
     gate_up: Linear,
     ff_out: Linear,
+}
+
+/// Norms of single heads before their rotation (Qwen3).
+#[derive(Clone)]
+struct QkNorm {
+    /// Gains `(head_dim)`.
+    q: Tensor,
+    k: Tensor,
+}
+
+impl QkNorm {
+    /// All heads of the queries `(rows, n_heads·head_dim)`.
+    fn queries(&self, q: &Tensor, eps: f64) -> Result<Tensor, ModelError> {
+        let heads = q.reshape(((), self.q.elem_count()))?;
+        Ok(rms_norm(&heads, &self.q, eps)?.reshape(q.shape())?)
+    }
+
+    /// The keys among keys, then values `(rows, 2·n_kv_heads·head_dim)`.
+    fn keys(&self, kv: &Tensor, eps: f64) -> Result<Tensor, ModelError> {
+        let (rows, width) = kv.dims2()?;
+        let heads = kv.narrow(1, 0, width / 2)?.reshape(((), self.k.elem_count()))?;
+        let keys = rms_norm(&heads, &self.k, eps)?.reshape((rows, width / 2))?;
+        Ok(Tensor::cat(&[&keys, &kv.narrow(1, width / 2, width / 2)?], 1)?)
+    }
 }
 
 /// The transformer. Weights are shared tensors.
@@ -129,6 +73,68 @@ pub struct Transformer {
     rope: Arc<RopeTable>,
 }
 
+/// Tensors as they are asked for, checked and joined.
+struct Parts<'a, F> {
+    config: &'a TransformerConfig,
+    precision: Precision,
+    tensor: F,
+}
+
+impl<F: FnMut(&str) -> Result<Tensor, ModelError>> Parts<'_, F> {
+    fn get(&mut self, name: &str, shape: &[usize]) -> Result<Tensor, ModelError> {
+        let found = (self.tensor)(name)?;
+        if found.dims() == shape {
+            return Ok(found);
+        }
+        let actual = found.dims();
+        Err(ModelError::Weights(format!("tensor {name} has shape {actual:?}, expected {shape:?}")))
+    }
+
+    fn weight(&mut self, layer: usize, part: Part) -> Result<Tensor, ModelError> {
+        let name = format!("{}.weight", self.config.variant.names.module(layer, part));
+        self.get(&name, &self.config.weight(part))
+    }
+
+    fn bias(&mut self, layer: usize, part: Part) -> Result<Tensor, ModelError> {
+        let name = format!("{}.bias", self.config.variant.names.module(layer, part));
+        self.get(&name, &self.config.weight(part)[..1])
+    }
+
+    /// One product of one or several projections.
+    fn linear<const N: usize>(&mut self, layer: usize, parts: [Part; N]) -> Result<Linear, ModelError> {
+        let weights = parts.iter().map(|&part| self.weight(layer, part)).collect::<Result<Vec<_>, _>>()?;
+        let bias = match parts.iter().all(|&part| self.config.biased(part)) {
+            true => Some(join(&parts.iter().map(|&part| self.bias(layer, part)).collect::<Result<Vec<_>, _>>()?)?),
+            false => None,
+        };
+        Ok(Linear::new(join(&weights)?, bias, self.precision))
+    }
+
+    fn block(&mut self, layer: usize) -> Result<Block, ModelError> {
+        Ok(Block {
+            attn_norm: self.weight(layer, Part::AttnNorm)?,
+            q: self.linear(layer, [Part::Q])?,
+            kv: self.linear(layer, [Part::K, Part::V])?,
+            qk_norm: match self.config.variant.qk_norm {
+                true => Some(QkNorm { q: self.weight(layer, Part::QNorm)?, k: self.weight(layer, Part::KNorm)? }),
+                false => None,
+            },
+            attn_out: self.linear(layer, [Part::O])?,
+            ff_norm: self.weight(layer, Part::FfNorm)?,
+            gate_up: self.linear(layer, [Part::Gate, Part::Up])?,
+            ff_out: self.linear(layer, [Part::Down])?,
+        })
+    }
+}
+
+/// Rows below rows; a single tensor without a copy.
+fn join(tensors: &[Tensor]) -> Result<Tensor, ModelError> {
+    match tensors {
+        [only] => Ok(only.clone()),
+        several => Ok(Tensor::cat(several, 0)?),
+    }
+}
+
 impl Transformer {
     /// Builds it from named tensors (see [`TransformerConfig::tensors`]).
     ///
@@ -139,41 +145,30 @@ impl Transformer {
         precision: Precision,
         mut tensor: impl FnMut(&str) -> Option<Tensor>,
     ) -> Result<Self, ModelError> {
+        let missing = |name: &str| ModelError::Weights(format!("tensor {name} is missing"));
+        Self::load(config, precision, |name| tensor(name).ok_or_else(|| missing(name)))
+    }
+
+    /// Builds it from tensors that are read when they are asked for, each once, in the order of the forward pass. What
+    /// is joined into one product is let go at once, so that no second copy of the weights comes about.
+    ///
+    /// # Errors
+    /// When a tensor cannot be read or is mis-shaped.
+    pub fn load(
+        config: TransformerConfig,
+        precision: Precision,
+        tensor: impl FnMut(&str) -> Result<Tensor, ModelError>,
+    ) -> Result<Self, ModelError> {
         config.validate()?;
-        let mut named = std::collections::HashMap::new();
-        for (name, shape) in config.tensors() {
-            let found = tensor(&name).ok_or_else(|| ModelError::Weights(format!("tensor {name} is missing")))?;
-            if found.dims() != shape {
-                let actual = found.dims();
-                return Err(ModelError::Weights(format!("tensor {name} has shape {actual:?}, expected {shape:?}")));
-            }
-            named.insert(name, found);
-        }
-        let get = |name: &str| {
-            named.get(name).cloned().ok_or_else(|| ModelError::Weights(format!("tensor {name} is missing")))
-        };
-        let linear = |i: usize, parts: &[&str]| -> Result<Linear, ModelError> {
-            let weights = parts.iter().map(|part| get(&block(i, part))).collect::<Result<Vec<_>, _>>()?;
-            let weight = if weights.len() == 1 { weights[0].clone() } else { Tensor::cat(&weights, 0)? };
-            Ok(Linear::new(weight, None, precision))
-        };
-        let blocks = (0..config.n_layers)
-            .map(|i| {
-                Ok(Block {
-                    attn_norm: get(&block(i, "attn_norm"))?,
-                    q: linear(i, &["q_proj"])?,
-                    kv: linear(i, &["k_proj", "v_proj"])?,
-                    attn_out: linear(i, &["attn_out"])?,
-                    ff_norm: get(&block(i, "ff_norm"))?,
-                    gate_up: linear(i, &["ff_proj", "up_proj"])?,
-                    ff_out: linear(i, &["ff_out"])?,
-                })
-            })
-            .collect::<Result<Vec<_>, ModelError>>()?;
-        let embedding = get(EMBEDDING)?;
-        let head = if config.weight_tying { embedding.clone() } else { get(HEAD)? };
+        let mut parts = Parts { config: &config, precision, tensor };
+        let names = config.variant.names;
+        let table = [config.embedding_size, config.d_model];
+        let embedding = parts.get(names.embedding(), &table)?;
+        let blocks = (0..config.n_layers).map(|layer| parts.block(layer)).collect::<Result<_, _>>()?;
+        let final_norm = parts.get(names.final_norm(), &[config.d_model])?;
+        let head = if config.weight_tying { embedding.clone() } else { parts.get(names.head(), &table)? };
         let rope = Arc::new(RopeTable::new(config.max_sequence_length, config.head_dim(), config.rope_theta));
-        Ok(Self { blocks, final_norm: get(FINAL_NORM)?, embedding, head, precision, rope, config })
+        Ok(Self { blocks, final_norm, embedding, head, precision, rope, config })
     }
 
     /// The same transformer, its tensors shared, with products computed in another way.
@@ -183,6 +178,7 @@ impl Transformer {
             attn_norm: block.attn_norm.clone(),
             q: block.q.with_precision(precision),
             kv: block.kv.with_precision(precision),
+            qk_norm: block.qk_norm.clone(),
             attn_out: block.attn_out.with_precision(precision),
             ff_norm: block.ff_norm.clone(),
             gate_up: block.gate_up.with_precision(precision),
@@ -211,7 +207,7 @@ impl Transformer {
         self.embedding.device()
     }
 
-    /// Final, normalised hidden states of `packed.needed` `(needed, d_model)`.
+    /// Final, normalised hidden states that predict `packed.needed` `(needed, d_model)`.
     ///
     /// # Errors
     /// When the batch does not fit the model or the device fails.
@@ -229,8 +225,9 @@ impl Transformer {
         let device = self.device();
         let ids = Tensor::from_slice(&packed.ids, packed.rows(), device)?;
         let x = timed(|t| &mut t.elementwise, || self.embedding.index_select(&ids, 0))?;
-        let needed = Tensor::from_slice(&packed.needed, packed.needed.len(), device)?;
-        Ok((x, Route { full: self.plan(packed, false), pruned: self.plan(packed, true), needed }))
+        let read = self.read_rows(packed);
+        let needed = Tensor::from_slice(&read, read.len(), device)?;
+        Ok((x, Route { full: self.plan(packed, None), pruned: self.plan(packed, Some(&read)), needed }))
     }
 
     fn layer(&self, layer: usize, x: &Tensor, route: &Route) -> Result<Tensor, ModelError> {
@@ -247,18 +244,38 @@ impl Transformer {
     /// When shapes do not fit or the device fails.
     pub fn logits(&self, hidden: &Tensor, vocab: Range<u32>) -> Result<Tensor, ModelError> {
         let head = self.head.narrow(0, vocab.start as usize, vocab.len())?;
-        Ok(Linear::new(head, None, self.precision).forward(hidden)?.to_dtype(DType::F32)?)
+        let logits = Linear::new(head, None, self.precision).forward(hidden)?.to_dtype(DType::F32)?;
+        match self.config.variant.scale_logits {
+            true => Ok((logits / (self.config.d_model as f64).sqrt())?),
+            false => Ok(logits),
+        }
     }
 
-    fn plan(&self, packed: &Packed, pruned: bool) -> Plan {
+    /// The rows whose hidden states predict `packed.needed`, ascending. Where logits are shifted the first position of
+    /// a sequence is predicted from its own row, so that row may come twice.
+    fn read_rows(&self, packed: &Packed) -> Vec<u32> {
+        if !self.config.variant.shifted {
+            return packed.needed.clone();
+        }
+        let mut spans = packed.spans.iter().peekable();
+        let row = |&row: &u32| {
+            while spans.next_if(|span| span.start + span.len <= row as usize).is_some() {}
+            let first = spans.peek().is_some_and(|span| span.start == row as usize);
+            if first { row } else { row.saturating_sub(1) }
+        };
+        packed.needed.iter().map(row).collect()
+    }
+
+    /// The rows of `read`, or all.
+    fn plan(&self, packed: &Packed, read: Option<&[u32]>) -> Plan {
         let (mut positions, mut runs) = (Vec::new(), Runs::default());
         let spans = packed.spans.iter().zip(&packed.adapters).map(|(span, adapter)| {
             let from = positions.len();
-            if pruned {
+            if let Some(read) = read {
                 let (start, end) = (span.start as u32, (span.start + span.len) as u32);
-                let first = packed.needed.partition_point(|&row| row < start);
-                let last = packed.needed.partition_point(|&row| row < end);
-                positions.extend(packed.needed[first..last].iter().map(|row| row - start));
+                let first = read.partition_point(|&row| row < start);
+                let last = read.partition_point(|&row| row < end);
+                positions.extend(read[first..last].iter().map(|row| row - start));
             } else {
                 positions.extend(0..span.len as u32);
             }
@@ -273,6 +290,7 @@ impl Transformer {
             n_kv_heads: self.config.n_kv_heads,
             head_dim: self.config.head_dim(),
             rope: Arc::clone(&self.rope),
+            pattern: self.config.variant.pattern,
         };
         Plan { attention: Arc::new(attention), runs }
     }
@@ -336,7 +354,7 @@ impl Block {
             Ok(timed(|t| &mut t.matmul, || runs.adapt(y, x, pass.layer, product))?)
         };
         let normed = rms_norm(x, &self.attn_norm, eps)?;
-        let kv = product(&self.kv, pass.all, &normed, Product::Kv)?;
+        let mut kv = product(&self.kv, pass.all, &normed, Product::Kv)?;
         let (x, queries) = match pass.needed {
             Some(needed) => {
                 let pick = |x: &Tensor| timed(|t| &mut t.elementwise, || x.index_select(needed, 0));
@@ -344,7 +362,11 @@ impl Block {
             }
             None => (x.clone(), normed),
         };
-        let mixed = attention(&product(&self.q, runs, &queries, Product::Q)?, &kv, &pass.rest.attention)?;
+        let mut q = product(&self.q, runs, &queries, Product::Q)?;
+        if let Some(norm) = &self.qk_norm {
+            (q, kv) = (norm.queries(&q, eps)?, norm.keys(&kv, eps)?);
+        }
+        let mixed = attention(&q, &kv, &pass.rest.attention)?;
         let x = add(&x, &product(&self.attn_out, runs, &mixed, Product::O)?)?;
         let inner = product(&self.gate_up, runs, &rms_norm(&x, &self.ff_norm, eps)?, Product::GateUp)?;
         add(&x, &product(&self.ff_out, runs, &swiglu(&inner)?, Product::Down)?)
@@ -355,8 +377,6 @@ fn add(a: &Tensor, b: &Tensor) -> Result<Tensor, ModelError> {
     Ok(timed(|t| &mut t.elementwise, || a + b)?)
 }
 
-/// The number of values in the tensors of `config`.
-#[must_use]
-pub fn parameters(config: &TransformerConfig) -> usize {
-    config.tensors().iter().map(|(_, shape)| shape.iter().product::<usize>()).sum()
-}
+#[cfg(test)]
+#[path = "transformer_tests.rs"]
+mod tests;

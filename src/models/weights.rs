@@ -1,13 +1,17 @@
-//! Weights from safetensors bytes: checked before they are trusted.
+//! What a file's tensors must be before they are trusted, and the weights that are embedded in the program.
 
 use std::collections::HashMap;
 use std::fmt::Write;
 
 use candle_core::{DType, Device, Tensor};
+use safetensors::SafeTensors;
 use sha2::{Digest, Sha256};
 
 use super::ModelError;
-use super::transformer::TransformerConfig;
+use super::shape::TransformerConfig;
+
+/// Names shown of a kind of misfit.
+const SHOWN: usize = 3;
 
 /// Tensors by name, with the hash of the file they came from.
 pub struct Weights {
@@ -23,26 +27,17 @@ impl Weights {
     /// # Errors
     /// Names the tensor that is missing, unknown, mis-shaped or not finite.
     pub fn from_bytes(bytes: &[u8], config: &TransformerConfig, device: &Device) -> Result<Self, ModelError> {
-        let mut tensors = candle_core::safetensors::load_buffer(bytes, device)?;
-        let expected: HashMap<String, Vec<usize>> = config.tensors().into_iter().collect();
-        if let Some(name) = tensors.keys().find(|name| !expected.contains_key(*name)) {
-            return Err(ModelError::Weights(format!("tensor {name} is not part of this model; is it another family?")));
-        }
-        for (name, shape) in &expected {
-            let tensor = tensors
-                .get_mut(name)
-                .ok_or_else(|| ModelError::Weights(format!("tensor {name} {shape:?} is missing")))?;
-            if tensor.dims() != shape {
-                let dims = tensor.dims();
-                return Err(ModelError::Weights(format!("tensor {name} has shape {dims:?}, expected {shape:?}")));
-            }
-            if device.is_cpu() {
-                *tensor = tensor.to_dtype(DType::F32)?;
-            }
-            let sum = tensor.to_dtype(DType::F32)?.abs()?.sum_all()?.to_scalar::<f32>()?;
-            if !sum.is_finite() {
+        let file = SafeTensors::deserialize(bytes).map_err(|e| ModelError::Weights(e.to_string()))?;
+        let views = file.tensors();
+        misfits(config, views.iter().map(|(name, view)| (name.as_str(), view.shape())))?;
+        let mut tensors = HashMap::new();
+        for (name, view) in views {
+            let dtype = DType::try_from(view.dtype())?;
+            if !is_finite(view.data(), dtype) {
                 return Err(ModelError::Weights(format!("tensor {name} holds values that are not finite")));
             }
+            let tensor = Tensor::from_raw_buffer(view.data(), dtype, view.shape(), device)?;
+            tensors.insert(name, if device.is_cpu() { tensor.to_dtype(DType::F32)? } else { tensor });
         }
         Ok(Self { tensors, sha256: hex(&Sha256::digest(bytes)) })
     }
@@ -54,7 +49,80 @@ impl Weights {
     }
 }
 
-fn hex(bytes: &[u8]) -> String {
+/// Compares the names and shapes that were `found` with those of `config`.
+///
+/// # Errors
+/// Names what is missing, unknown and mis-shaped, a few of each.
+pub(super) fn misfits<'a>(
+    config: &TransformerConfig,
+    found: impl Iterator<Item = (&'a str, &'a [usize])>,
+) -> Result<(), ModelError> {
+    let mut expected: HashMap<String, Vec<usize>> = config.tensors().into_iter().collect();
+    let (mut shapes, mut unknown) = (Vec::new(), Vec::new());
+    for (name, shape) in found {
+        match expected.remove(name) {
+            None => unknown.push(name.to_owned()),
+            Some(expected) if expected != shape => {
+                shapes.push(format!("{name} has shape {shape:?}, expected {expected:?}"));
+            }
+            Some(_) => {}
+        }
+    }
+    let missing = expected.into_iter().map(|(name, shape)| format!("{name} {shape:?}")).collect();
+    let kinds = [
+        some_of("missing: ", missing),
+        some_of("not part of this model (is it another family?): ", unknown),
+        some_of("", shapes),
+    ];
+    let problems: Vec<String> = kinds.into_iter().flatten().collect();
+    if problems.is_empty() {
+        return Ok(());
+    }
+    Err(ModelError::Weights(format!("tensors do not fit config.json; {}", problems.join("; "))))
+}
+
+/// The first few of `all`, in order of their names.
+fn some_of(what: &str, mut all: Vec<String>) -> Option<String> {
+    all.sort_unstable();
+    let more = all.len().saturating_sub(SHOWN);
+    let rest = if more > 0 { format!(" and {more} more") } else { String::new() };
+    all.truncate(SHOWN);
+    (!all.is_empty()).then(|| format!("{what}{}{rest}", all.join(", ")))
+}
+
+/// Whether all little-endian values of `bytes` are finite. Types other than the three floats are not.
+pub(super) fn is_finite(bytes: &[u8], dtype: DType) -> bool {
+    let half = |exponent: u16| {
+        // Counted rather than searched, which vectorises.
+        let bad = |b: &&[u8; 2]| u16::from_le_bytes(**b) & exponent == exponent;
+        bytes.as_chunks::<2>().0.iter().filter(bad).count() == 0
+    };
+    match dtype {
+        DType::F32 => {
+            let bad = |b: &&[u8; 4]| u32::from_le_bytes(**b) & 0x7F80_0000 == 0x7F80_0000;
+            bytes.as_chunks::<4>().0.iter().filter(bad).count() == 0
+        }
+        DType::BF16 => half(0x7F80),
+        DType::F16 => half(0x7C00),
+        _ => false,
+    }
+}
+
+/// Little-endian finite floats to f32.
+pub(super) fn widen(bytes: &[u8], dtype: DType, out: &mut [f32]) {
+    let halves = || bytes.as_chunks::<2>().0.iter().map(|b| u32::from(u16::from_le_bytes(*b)));
+    match dtype {
+        DType::BF16 => out.iter_mut().zip(halves()).for_each(|(x, half)| *x = f32::from_bits(half << 16)),
+        DType::F16 => out.iter_mut().zip(halves()).for_each(|(x, half)| {
+            // Exponent and fraction in their f32 places; 2^112 is the difference of the biases, subnormals included.
+            let magnitude = f32::from_bits((half & 0x7FFF) << 13) * f32::from_bits(0x7780_0000);
+            *x = if half & 0x8000 == 0 { magnitude } else { -magnitude };
+        }),
+        _ => out.iter_mut().zip(bytes.as_chunks::<4>().0).for_each(|(x, b)| *x = f32::from_le_bytes(*b)),
+    }
+}
+
+pub(super) fn hex(bytes: &[u8]) -> String {
     bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut out, byte| {
         // Writing to a string cannot fail.
         let _ = write!(out, "{byte:02x}");
@@ -65,6 +133,7 @@ fn hex(bytes: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::models::shape::Variant;
 
     fn config() -> TransformerConfig {
         TransformerConfig {
@@ -78,6 +147,7 @@ mod tests {
             rms_norm_eps: 1e-5,
             rope_theta: 1e4,
             weight_tying: false,
+            variant: Variant::default(),
         }
     }
 

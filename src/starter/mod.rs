@@ -13,7 +13,7 @@ pub mod words;
 use std::ops::Range;
 
 use crate::models::Layout;
-use crate::models::transformer::TransformerConfig;
+use crate::models::shape::{TransformerConfig, Variant};
 
 /// Name under which the built-in model is served.
 pub const NAME: &str = "starter";
@@ -32,6 +32,7 @@ pub fn config() -> TransformerConfig {
         rms_norm_eps: 1e-5,
         rope_theta: 10_000.0,
         weight_tying: false,
+        variant: Variant::default(),
     }
 }
 

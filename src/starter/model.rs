@@ -62,6 +62,7 @@ pub fn assemble(transformer: Transformer, sha256: String) -> Result<Model, Model
         banned_ids: text_ids.clone().filter(|&id| id != tokenizer::EOS && tokenizer.is_special(id)).collect(),
         text_ids,
         max_positions: config.max_sequence_length,
+        block: None,
         d_model: config.d_model,
         n_layers: config.n_layers,
         parameters: parameters(config),

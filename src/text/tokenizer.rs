@@ -2,12 +2,14 @@
 //! are never shown.
 
 use super::TextError;
+use super::marked::Controls;
 
 /// A model's tokenizer. Cheap to share behind an `Arc`; all methods take `&self`.
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
     /// Sorted ids of the special tokens.
     special: Vec<u32>,
+    controls: Controls,
 }
 
 impl std::fmt::Debug for Tokenizer {
@@ -28,10 +30,32 @@ impl Tokenizer {
         inner.with_padding(None).with_truncation(None).map_err(load)?;
         // Without this the crate cuts special tokens out of the text before anything else sees it.
         inner.set_encode_special_tokens(true);
-        let mut special: Vec<u32> =
-            inner.get_added_tokens_decoder().into_iter().filter(|(_, t)| t.special).map(|(id, _)| id).collect();
+        let added = inner.get_added_tokens_decoder().into_iter().filter(|(_, token)| token.special);
+        let (mut special, tokens): (Vec<u32>, Vec<_>) = added.map(|(id, token)| (id, (id, token))).unzip();
         special.sort_unstable();
-        Ok(Self { inner, special })
+        let controls = Controls::new(tokens).map_err(|e| TextError::Load(e.to_string()))?;
+        Ok(Self { inner, special, controls })
+    }
+
+    /// Makes `id` a control token whatever the file says: a model's mask.
+    pub fn reserve(&mut self, id: u32) {
+        if let Err(at) = self.special.binary_search(&id) {
+            self.special.insert(at, id);
+        }
+    }
+
+    /// Where control tokens are spelled out in a text.
+    pub(super) fn controls(&self) -> &Controls {
+        &self.controls
+    }
+
+    /// The ids of a text in which control tokens are meant as such: what the reference's tokenizer makes of it. For
+    /// text that people wrote there is [`encode`](Self::encode).
+    ///
+    /// # Errors
+    /// As [`encode`](Self::encode).
+    pub fn encode_marked(&self, text: &str) -> Result<Vec<u32>, TextError> {
+        self.controls.encode(self, text, None)
     }
 
     /// The ids of `text`, without any token that the tokenizer would add around it.

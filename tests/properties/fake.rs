@@ -26,6 +26,7 @@ fn spec(d_model: usize) -> ModelSpec {
         eos_ids: vec![EOS],
         banned_ids: vec![258, 259],
         max_positions: 200,
+        block: None,
         d_model,
         n_layers: 1,
         parameters: 0,

@@ -8,7 +8,7 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::models::lora::{Pair, Target, module};
-use crate::models::transformer::TransformerConfig;
+use crate::models::shape::{TransformerConfig, Variant};
 
 pub(crate) fn base() -> Base {
     let config = TransformerConfig {
@@ -22,6 +22,7 @@ pub(crate) fn base() -> Base {
         rms_norm_eps: 1e-5,
         rope_theta: 1e4,
         weight_tying: false,
+        variant: Variant::default(),
     };
     Base { model: "tiny".into(), sha256: "ab".repeat(32), config, device: Device::Cpu }
 }

@@ -1,4 +1,4 @@
-//! Rotary attention over ragged spans: every query attends to all keys of its own span, at its own position.
+//! Rotary attention over ragged spans: every query attends to the keys of its own span that [`Pattern`] lets it see.
 //!
 //! Rows of many sequences lie one after another without padding; nothing crosses a span, so a row's result depends
 //! on its span only. `kernel` holds the CPU loops.
@@ -6,8 +6,9 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use candle_core::{CpuStorage, CustomOp2, CustomOp3, D, Device, IndexOp, Layout, Result, Shape, Tensor};
+use candle_core::{CpuStorage, CustomOp2, CustomOp3, D, DType, Device, IndexOp, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
 
 use super::slice;
 use super::timing::timed;
@@ -28,6 +29,30 @@ pub struct AttentionSpan {
     pub keys: Range<usize>,
 }
 
+/// Which positions of a sequence see which.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Pattern {
+    /// Every position sees every other.
+    #[default]
+    Bidirectional,
+    /// A position sees its own block of so many positions and all blocks before it (SDAR).
+    BlockCausal {
+        /// Positions of a block; blocks start at multiples of it.
+        block: usize,
+    },
+}
+
+impl Pattern {
+    /// How many of `keys` keys, the first ones, a query at `position` sees.
+    fn visible(self, position: u32, keys: usize) -> usize {
+        match self {
+            Self::Bidirectional => keys,
+            Self::BlockCausal { block } => keys.min((position as usize + 1).next_multiple_of(block.max(1))),
+        }
+    }
+}
+
 /// Everything about a packed attention but the tensors.
 #[derive(Debug, Clone)]
 pub struct AttentionPlan {
@@ -43,6 +68,8 @@ pub struct AttentionPlan {
     pub head_dim: usize,
     /// Rotation angles.
     pub rope: Arc<RopeTable>,
+    /// Which keys of its span a query sees.
+    pub pattern: Pattern,
 }
 
 /// cos and sin of position · θ^(−2i/d), `(max_positions, head_dim / 2)`, computed in f64.
@@ -58,11 +85,11 @@ impl RopeTable {
     #[must_use]
     pub fn new(max_positions: usize, head_dim: usize, theta: f64) -> Self {
         let half = head_dim / 2;
-        let angle = |i: usize| (i / half) as f64 * theta.powf(-((i % half) as f64) / half as f64);
-        let angles = 0..max_positions * half;
+        let frequencies: Vec<f64> = (0..half).map(|i| theta.powf(-(i as f64) / half as f64)).collect();
+        let angles = (0..max_positions).flat_map(|p| frequencies.iter().map(move |f| p as f64 * f));
         Self {
-            cos: angles.clone().map(|i| angle(i).cos() as f32).collect(),
-            sin: angles.map(|i| angle(i).sin() as f32).collect(),
+            cos: angles.clone().map(|angle| angle.cos() as f32).collect(),
+            sin: angles.map(|angle| angle.sin() as f32).collect(),
             half,
         }
     }
@@ -101,6 +128,11 @@ impl AttentionPlan {
 
     fn kv_width(&self) -> usize {
         2 * self.n_kv_heads * self.head_dim
+    }
+
+    /// How many of a span's `keys` keys the query row `query` sees: the first ones.
+    fn visible(&self, query: usize, keys: usize) -> usize {
+        self.pattern.visible(self.positions[query], keys)
     }
 
     fn scale(&self) -> f32 {
@@ -220,10 +252,25 @@ fn composed(q: &Tensor, kv: &Tensor, plan: &AttentionPlan) -> Result<Tensor> {
             x.unsqueeze(1)?.broadcast_as((n_kv, groups, nk, d))?.reshape((h, nk, d))?.contiguous()
         };
         let scores = (q.contiguous()?.matmul(&repeat(k)?.transpose(1, 2)?)? * f64::from(plan.scale()))?;
+        let scores = match plan.pattern {
+            Pattern::Bidirectional => scores,
+            Pattern::BlockCausal { .. } => scores.broadcast_add(&bias(plan, span, scores.dtype(), scores.device())?)?,
+        };
         let out = candle_nn::ops::softmax(&scores, D::Minus1)?.matmul(&repeat(v)?)?;
         outs.push(out.transpose(0, 1)?.reshape((nq, h * d))?);
     }
     Tensor::cat(&outs, 0)
+}
+
+/// 0 where a query sees a key, −∞ where it does not `(1, queries, keys)`.
+fn bias(plan: &AttentionPlan, span: &AttentionSpan, dtype: DType, device: &Device) -> Result<Tensor> {
+    let keys = span.keys.len();
+    let row = |query: usize| {
+        let visible = plan.visible(query, keys);
+        (0..keys).map(move |key| if key < visible { 0.0f32 } else { f32::NEG_INFINITY })
+    };
+    let values: Vec<f32> = span.queries.clone().flat_map(row).collect();
+    Tensor::from_vec(values, (1, span.queries.len(), keys), device)?.to_dtype(dtype)
 }
 
 /// Half-split (NeoX) rotation of `x` `(heads, rows, head_dim)`.
@@ -259,7 +306,12 @@ mod tests {
             .collect();
         let (n_heads, n_kv_heads, head_dim) = heads;
         let rope = Arc::new(RopeTable::new(128, head_dim, 10_000.0));
-        Arc::new(AttentionPlan { spans, positions, n_heads, n_kv_heads, head_dim, rope })
+        let pattern = Pattern::Bidirectional;
+        Arc::new(AttentionPlan { spans, positions, n_heads, n_kv_heads, head_dim, rope, pattern })
+    }
+
+    fn causal(plan: &Arc<AttentionPlan>, block: usize) -> Arc<AttentionPlan> {
+        Arc::new(AttentionPlan { pattern: Pattern::BlockCausal { block }, ..(**plan).clone() })
     }
 
     #[test]
@@ -268,16 +320,32 @@ mod tests {
         for heads in [(4, 4, 32), (4, 2, 16), (2, 1, 40)] {
             let positions = (0..5).chain([3, 7, 8]).chain(0..70).collect();
             let plan = plan(&[(5, 5), (3, 9), (70, 70)], heads, positions);
-            let q = Var::from_tensor(&Tensor::randn(0f32, 1.0, (78, plan.q_width()), &Device::Cpu)?)?;
-            let kv = Var::from_tensor(&Tensor::randn(0f32, 1.0, (84, plan.kv_width()), &Device::Cpu)?)?;
-            let probe = Tensor::randn(0f32, 1.0, (78, plan.q_width()), &Device::Cpu)?;
-            let (fused, plain) = (attention(&q, &kv, &plan)?, composed(&q, &kv, &plan)?);
-            close(&fused, &plain, 1e-5)?;
-            let (a, b) = ((fused * &probe)?.sum_all()?.backward()?, (plain * &probe)?.sum_all()?.backward()?);
-            for var in [&q, &kv] {
-                close(a.get(var).unwrap(), b.get(var).unwrap(), 2e-4)?;
+            for plan in [Arc::clone(&plan), causal(&plan, 4), causal(&plan, 1)] {
+                let q = Var::from_tensor(&Tensor::randn(0f32, 1.0, (78, plan.q_width()), &Device::Cpu)?)?;
+                let kv = Var::from_tensor(&Tensor::randn(0f32, 1.0, (84, plan.kv_width()), &Device::Cpu)?)?;
+                let probe = Tensor::randn(0f32, 1.0, (78, plan.q_width()), &Device::Cpu)?;
+                let (fused, plain) = (attention(&q, &kv, &plan)?, composed(&q, &kv, &plan)?);
+                close(&fused, &plain, 1e-5)?;
+                let (a, b) = ((fused * &probe)?.sum_all()?.backward()?, (plain * &probe)?.sum_all()?.backward()?);
+                for var in [&q, &kv] {
+                    close(a.get(var).unwrap(), b.get(var).unwrap(), 2e-4)?;
+                }
             }
         }
+        Ok(())
+    }
+
+    #[test]
+    fn blocks_do_not_see_what_follows_them() -> Result<()> {
+        let short = causal(&plan(&[(12, 12)], (2, 1, 32), (0..12).collect()), 4);
+        let long = causal(&plan(&[(12, 17)], (2, 1, 32), (0..12).collect()), 4);
+        let q = Tensor::randn(0f32, 1.0, (12, 64), &Device::Cpu)?;
+        let kv = Tensor::randn(0f32, 1.0, (17, 64), &Device::Cpu)?;
+        let before = attention(&q, &kv.narrow(0, 0, 12)?, &short)?.to_vec2::<f32>()?;
+        // Bit for bit: this is what makes a cache of finished blocks exact.
+        assert_eq!(before, attention(&q, &kv, &long)?.to_vec2::<f32>()?);
+        let open = attention(&q, &kv, &plan(&[(12, 17)], (2, 1, 32), (0..12).collect()))?.to_vec2::<f32>()?;
+        assert_ne!(before, open);
         Ok(())
     }
 

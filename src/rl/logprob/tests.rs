@@ -7,6 +7,7 @@ use crate::diffusion::rng::Stream;
 use crate::models::backbone::TransformerBackbone;
 use crate::models::lora::{Pair, Target};
 use crate::models::nn::Precision;
+use crate::models::shape::Variant;
 use crate::models::transformer::{Transformer, TransformerConfig};
 use crate::models::{ImageSpec, ModelSpec};
 use crate::rl::estimator::{Estimator, Step};
@@ -29,6 +30,7 @@ fn config() -> TransformerConfig {
         rms_norm_eps: 1e-5,
         rope_theta: 10_000.0,
         weight_tying: false,
+        variant: Variant::default(),
     }
 }
 
@@ -58,6 +60,7 @@ fn model() -> TransformerBackbone {
         eos_ids: vec![0],
         banned_ids: vec![MASK],
         max_positions: 64,
+        block: None,
         d_model: 16,
         n_layers: 2,
         parameters: 0,

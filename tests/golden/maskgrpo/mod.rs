@@ -75,6 +75,7 @@ fn spec(vocab: usize, mask_id: u32) -> ModelSpec {
         eos_ids: vec![],
         banned_ids: vec![],
         max_positions: 4096,
+        block: None,
         d_model: vocab,
         n_layers: 0,
         parameters: 0,

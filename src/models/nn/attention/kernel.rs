@@ -47,8 +47,10 @@ pub(super) fn attend(plan: &AttentionPlan, heads: &[Head], rows: Range<usize>, q
         let kv = &heads[head / (plan.n_heads / plan.n_kv_heads)];
         let queries = rotated_queries(plan, rows.clone(), q, head);
         product(&queries, (d_pad, 1), n, d, &kv.keys_t, keys_pad, &mut scores);
-        for row in scores.chunks_exact_mut(keys_pad) {
-            elementwise::softmax(&mut row[..kv.keys]);
+        for (row, query) in scores.chunks_exact_mut(keys_pad).zip(rows.clone()) {
+            let visible = plan.visible(query, kv.keys);
+            elementwise::softmax(&mut row[..visible]);
+            row[visible..kv.keys].fill(0.0);
         }
         product(&scores, (keys_pad, 1), n, kv.keys, &kv.values, d_pad, &mut mixed);
         scatter(&mixed, d_pad, out, plan.q_width(), head * d, d);
@@ -79,9 +81,10 @@ pub(super) fn backward(
         let g = gather(grad, plan.q_width(), span.queries.clone(), head * d, d);
         // Forward again: P = softmax(QKᵀ); queries are already scaled.
         product(&queries, (d_pad, 1), n, d, &transpose(&k, keys, d), keys_pad, &mut scores);
-        for row in scores.chunks_exact_mut(keys_pad) {
-            elementwise::softmax(&mut row[..keys]);
-            row[keys..].fill(0.0);
+        for (row, query) in scores.chunks_exact_mut(keys_pad).zip(span.queries.clone()) {
+            let visible = plan.visible(query, keys);
+            elementwise::softmax(&mut row[..visible]);
+            row[visible..].fill(0.0);
         }
         // dP = dO·Vᵀ, dS = P ⊙ (dP − Σ P dP).
         product(&g, (d_pad, 1), n, d, &transpose(&v, keys, d), keys_pad, &mut d_scores);
