@@ -17,6 +17,7 @@ pub mod lora;
 pub mod nn;
 pub mod optim;
 pub mod transformer;
+pub mod vq;
 pub mod weights;
 
 /// Why a model could not be loaded or run.

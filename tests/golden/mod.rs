@@ -16,6 +16,7 @@ use lacuna::models::{Backbone, ModelSpec, Packed};
 use serde_json::Value;
 
 mod maskgrpo;
+mod vq;
 
 const TOLERANCE: f64 = 1e-4;
 const FOLDERS: [&str; 2] = ["llada", "llada_gqa_tied"];
