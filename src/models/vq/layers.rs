@@ -4,9 +4,9 @@
 //! Transformers", 2021) and differ in the names of tensors, in where the shortcut is kept and in the order in which
 //! levels are counted; a [`Dialect`] says which.
 
-use candle_core::{D, Module, Tensor};
-use candle_nn::{Conv2d, Conv2dConfig, GroupNorm};
+use candle_core::{D, Tensor};
 
+use super::kernels::{Conv, GroupNorm};
 use super::tensors::Scope;
 use crate::models::ModelError;
 
@@ -30,31 +30,31 @@ pub struct Dialect {
 ///
 /// # Errors
 /// When the tensors cannot be had.
-pub fn conv(scope: &Scope<'_>, name: &str, c_in: usize, c_out: usize, kernel: usize) -> Result<Conv2d, ModelError> {
-    strided(scope, name, (c_in, c_out, kernel), Conv2dConfig { padding: kernel / 2, ..Conv2dConfig::default() })
+pub fn conv(scope: &Scope<'_>, name: &str, c_in: usize, c_out: usize, kernel: usize) -> Result<Conv, ModelError> {
+    strided(scope, name, (c_in, c_out, kernel), 1)
 }
 
 fn strided(
     scope: &Scope<'_>,
     name: &str,
     (c_in, c_out, kernel): (usize, usize, usize),
-    config: Conv2dConfig,
-) -> Result<Conv2d, ModelError> {
+    stride: usize,
+) -> Result<Conv, ModelError> {
     let scope = scope.at(name);
     let weight = scope.tensor("weight", &[c_out, c_in, kernel, kernel])?;
-    Ok(Conv2d::new(weight, Some(scope.tensor("bias", &[c_out])?), config))
+    Ok(Conv::new(weight, scope.tensor("bias", &[c_out])?, stride)?)
 }
 
 fn norm(scope: &Scope<'_>, name: &str, channels: usize, groups: usize) -> Result<GroupNorm, ModelError> {
     let scope = scope.at(name);
     let (weight, bias) = (scope.tensor("weight", &[channels])?, scope.tensor("bias", &[channels])?);
-    Ok(GroupNorm::new(weight, bias, channels, groups, EPSILON)?)
+    Ok(GroupNorm::new(weight, bias, groups, EPSILON)?)
 }
 
 /// Normalise, swish, convolve: the step that everything here repeats.
 struct NormConv {
     norm: GroupNorm,
-    conv: Conv2d,
+    conv: Conv,
 }
 
 impl NormConv {
@@ -68,7 +68,7 @@ impl NormConv {
     }
 
     fn forward(&self, x: &Tensor) -> candle_core::Result<Tensor> {
-        self.conv.forward(&self.norm.forward(x)?.silu()?)
+        self.conv.forward(&self.norm.forward(x, true)?)
     }
 }
 
@@ -76,7 +76,7 @@ impl NormConv {
 pub struct Residual {
     first: NormConv,
     second: NormConv,
-    shortcut: Option<Conv2d>,
+    shortcut: Option<Conv>,
 }
 
 impl Residual {
@@ -106,7 +106,7 @@ impl Residual {
 pub struct Attention {
     norm: GroupNorm,
     /// Query, key, value, output.
-    projections: [Conv2d; 4],
+    projections: [Conv; 4],
     channels: usize,
 }
 
@@ -123,7 +123,7 @@ impl Attention {
             }
             let scope = scope.at(name);
             let weight = scope.tensor("weight", &[channels, channels])?.reshape((channels, channels, 1, 1))?;
-            Ok(Conv2d::new(weight, Some(scope.tensor("bias", &[channels])?), Conv2dConfig::default()))
+            Ok(Conv::new(weight, scope.tensor("bias", &[channels])?, 1)?)
         };
         let [q, k, v, out] = names;
         let projections = [projection(q)?, projection(k)?, projection(v)?, projection(out)?];
@@ -132,8 +132,8 @@ impl Attention {
 
     fn forward(&self, x: &Tensor) -> candle_core::Result<Tensor> {
         let [query, key, value, out] = &self.projections;
-        let h = self.norm.forward(x)?;
-        let flat = |projection: &Conv2d| projection.forward(&h)?.flatten_from(2);
+        let h = self.norm.forward(x, false)?;
+        let flat = |projection: &Conv| projection.forward(&h)?.flatten_from(2);
         let (q, k, v) = (flat(query)?, flat(key)?, flat(value)?); // (1, C, N) each
         let scores = (q.transpose(1, 2)?.contiguous()?.matmul(&k)? * (self.channels as f64).powf(-0.5))?; // (1, N, N)
         let weights = candle_nn::ops::softmax(&scores, D::Minus1)?;
@@ -168,7 +168,7 @@ pub struct Level {
     /// In order.
     pub blocks: Vec<Residual>,
     /// The convolution that goes with the change of resolution.
-    pub resize: Option<Conv2d>,
+    pub resize: Option<Conv>,
 }
 
 impl Level {
@@ -199,7 +199,7 @@ impl Head {
 /// Latents to pixels: every level but the last doubles height and width.
 pub struct Decoder {
     /// Latent channels to the width of the lowest resolution.
-    pub conv_in: Conv2d,
+    pub conv_in: Conv,
     /// At the lowest resolution.
     pub middle: Middle,
     /// From the lowest resolution to the highest.
@@ -229,7 +229,7 @@ impl Decoder {
 /// Pixels to latents: every level but the last halves height and width.
 pub struct Encoder {
     /// Three channels to the width of the highest resolution.
-    pub conv_in: Conv2d,
+    pub conv_in: Conv,
     /// From the highest resolution to the lowest.
     pub levels: Vec<Level>,
     /// At the lowest resolution.
@@ -243,8 +243,8 @@ impl Encoder {
     ///
     /// # Errors
     /// When the tensors cannot be had.
-    pub fn halving(scope: &Scope<'_>, name: &str, channels: usize) -> Result<Conv2d, ModelError> {
-        strided(scope, name, (channels, channels, 3), Conv2dConfig { stride: 2, ..Conv2dConfig::default() })
+    pub fn halving(scope: &Scope<'_>, name: &str, channels: usize) -> Result<Conv, ModelError> {
+        strided(scope, name, (channels, channels, 3), 2)
     }
 
     /// `(1, 3, h, w)` to `(1, latent, h / f, w / f)`.
@@ -256,7 +256,7 @@ impl Encoder {
         for level in &self.levels {
             x = level.blocks(x)?;
             if let Some(conv) = &level.resize {
-                x = conv.forward(&x.pad_with_zeros(2, 0, 1)?.pad_with_zeros(3, 0, 1)?)?;
+                x = conv.forward(&x)?;
             }
         }
         self.head.0.forward(&self.middle.forward(&x)?)

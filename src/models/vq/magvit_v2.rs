@@ -5,13 +5,13 @@
 
 use std::collections::BTreeMap;
 
-use candle_core::{Device, Module, Tensor};
-use candle_nn::Conv2d;
+use candle_core::{Device, Tensor};
 use image::RgbImage;
 use image::imageops::FilterType;
 use serde_json::json;
 
 use super::config::{Fields, refused};
+use super::kernels::Conv;
 use super::layers::{Attention, Decoder, Dialect, Encoder, Head, Level, Middle, Residual, conv};
 use super::tensors::{Scope, Source, TensorFile, Wanted};
 use super::{check_codes, check_grid, picture};
@@ -123,8 +123,8 @@ impl Config {
 /// Both halves, with the 1×1 convolutions on either side of the quantizer.
 struct Network {
     encoder: Encoder,
-    quant_conv: Conv2d,
-    post_quant_conv: Conv2d,
+    quant_conv: Conv,
+    post_quant_conv: Conv,
     decoder: Decoder,
 }
 

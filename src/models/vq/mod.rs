@@ -7,7 +7,7 @@
 //! One picture is one computation, in f32, whatever else is decoded at the time: the bits of its result do not depend
 //! on other requests. Its size is bounded by [`MAX_CODES`]. The largest activation takes width · height · base width
 //! (128 in the published models) · 4 bytes, 134 MB at 512 × 512; a decode holds up to six of them at once (measured:
-//! 0.7 GB at 512 × 512), which the bound keeps under 3.5 GB.
+//! 0.8 GB at 512 × 512), which the bound keeps under 3.5 GB.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -20,6 +20,7 @@ use config::Fields;
 use tensors::TensorFile;
 
 pub mod config;
+pub mod kernels;
 pub mod layers;
 pub mod magvit_v2;
 pub mod tensors;

@@ -4,12 +4,12 @@
 
 use std::collections::BTreeMap;
 
-use candle_core::{Device, Module, Tensor};
-use candle_nn::Conv2d;
+use candle_core::{Device, Tensor};
 use image::RgbImage;
 use serde_json::{Value, json};
 
 use super::config::{Fields, refused};
+use super::kernels::Conv;
 use super::layers::{Attention, Decoder, Dialect, Head, Level, Middle, Residual, conv};
 use super::tensors::{Scope, Source, TensorFile, Wanted};
 use super::{check_codes, picture};
@@ -100,7 +100,7 @@ impl Config {
 struct Network {
     /// `(entries, channels)`.
     codebook: Tensor,
-    post_quant_conv: Conv2d,
+    post_quant_conv: Conv,
     decoder: Decoder,
 }
 
