@@ -12,7 +12,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use hf_hub::Cache;
-use indicatif::ProgressBar;
+use indicatif::{ProgressBar, ProgressStyle};
 
 mod cache;
 mod client;
@@ -257,6 +257,24 @@ pub fn resolve(model: &str, options: &Options) -> Result<PathBuf, HubError> {
         },
         fetched => fetched,
     }
+}
+
+/// [`resolve`] as the environment says, with a bar on standard error: what a command does with its `--model`.
+///
+/// # Errors
+/// As [`resolve`].
+pub fn obtain(model: &str, offline: bool) -> Result<PathBuf, HubError> {
+    let mut options = Options::from_env();
+    options.offline |= offline;
+    options.progress = progress_bar();
+    resolve(model, &options)
+}
+
+/// Bytes, speed and the time that is left; nothing is drawn where no terminal is.
+fn progress_bar() -> ProgressBar {
+    let template = "{msg} {wide_bar} {bytes}/{total_bytes} {bytes_per_sec} {eta}";
+    let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
+    ProgressBar::new(0).with_style(style)
 }
 
 #[cfg(test)]

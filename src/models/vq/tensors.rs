@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use candle_core::safetensors::Load;
 use candle_core::{DType, Device, Tensor};
 use safetensors::Dtype;
-use safetensors::tensor::{Metadata, TensorView};
+use safetensors::tensor::{Metadata, TensorInfo, TensorView};
 
 use crate::models::ModelError;
 
@@ -147,6 +147,16 @@ impl TensorFile {
             }
             None => Ok(()),
         }
+    }
+
+    /// Bytes that the tensors take in memory; with `widen`, halves are held as f32.
+    #[must_use]
+    pub fn memory(&self, widen: bool) -> u64 {
+        let bytes = |info: &&TensorInfo| {
+            let bytes = (info.data_offsets.1 - info.data_offsets.0) as u64;
+            if widen && matches!(info.dtype, Dtype::F16 | Dtype::BF16) { 2 * bytes } else { bytes }
+        };
+        self.metadata.tensors().values().map(bytes).sum()
     }
 
     fn refused(&self, why: String) -> ModelError {
