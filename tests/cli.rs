@@ -281,6 +281,10 @@ fn doctor_passes_here_and_says_what_fails() {
     let output = lacuna(&["doctor", "--model", "nowhere"], &[]);
     assert!(!output.status.success());
     assert!(text(output.stdout).contains("FAIL  model"), "the failing line names the model");
+    // A model in a folder is measured before it is loaded.
+    let llada = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/llada");
+    let report = text(lacuna(&["doctor", "--model", llada], &[]).stdout);
+    assert!(report.contains("  memory   ") && report.contains("of weights"), "{report}");
 }
 
 #[test]
