@@ -89,9 +89,17 @@ pub enum DeviceKind {
 #[command(next_help_heading = "Engine")]
 #[serde(default, deny_unknown_fields)]
 pub struct Engine {
-    /// Model: `starter`, which is built in, or a folder with config.json and safetensors
+    /// Model: `starter`, which is built in, a folder with config.json and safetensors, or ORG/NAME[@revision] of the hub
     #[arg(long, env = "LACUNA_MODEL", default_value_t = Engine::default().model)]
     pub model: String,
+    /// Image codec of a model that draws: a folder or ORG/NAME[@revision] [default: showlab/magvitv2, for models of the
+    /// hub]
+    #[arg(long, env = "LACUNA_CODEC")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub codec: Option<String>,
+    /// Download nothing: models of the hub come from its cache
+    #[arg(long, env = "LACUNA_OFFLINE")]
+    pub offline: bool,
     /// Device that computes
     #[arg(long, env = "LACUNA_DEVICE", value_enum, default_value_t = Engine::default().device)]
     pub device: DeviceKind,
@@ -113,7 +121,16 @@ pub struct Engine {
 impl Default for Engine {
     fn default() -> Self {
         let model = "starter".to_owned();
-        Self { model, device: DeviceKind::Auto, threads: None, max_queue: 256, max_rows: 4096, max_running: 64 }
+        Self {
+            model,
+            codec: None,
+            offline: false,
+            device: DeviceKind::Auto,
+            threads: None,
+            max_queue: 256,
+            max_rows: 4096,
+            max_running: 64,
+        }
     }
 }
 
@@ -430,7 +447,7 @@ impl Config {
             return Err(ConfigError::Learning(error.to_string()));
         }
         if engine.model.is_empty() {
-            return Err(bounds("engine.model", "\"\"", "name a model: `starter`, or a folder"));
+            return Err(bounds("engine.model", "\"\"", "name a model: `starter`, a folder, or ORG/NAME"));
         }
         if limits.max_n as usize > engine.max_queue {
             let limit = format!("at most engine.max_queue = {}, or such a request is never admitted", engine.max_queue);

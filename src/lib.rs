@@ -9,6 +9,7 @@ pub mod cli;
 pub mod config;
 pub mod diffusion;
 pub mod engine;
+pub mod hub;
 pub mod models;
 pub mod rl;
 pub mod starter;

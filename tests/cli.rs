@@ -105,8 +105,6 @@ fn practice_reports_every_update_and_writes_an_adapter() {
     let sampling = r#"{"sampler":{"kind":"emerge"},"steps":2,"guidance_scale":0,"temperature":1}"#;
     let report = json(&[
         "train",
-        "adapters",
-        "adapters promote",
         "--task",
         "taste",
         "--updates",
@@ -283,6 +281,10 @@ fn doctor_passes_here_and_says_what_fails() {
     let output = lacuna(&["doctor", "--model", "nowhere"], &[]);
     assert!(!output.status.success());
     assert!(text(output.stdout).contains("FAIL  model"), "the failing line names the model");
+    // A model in a folder is measured before it is loaded.
+    let llada = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/llada");
+    let report = text(lacuna(&["doctor", "--model", llada], &[]).stdout);
+    assert!(report.contains("  memory   ") && report.contains("of weights"), "{report}");
 }
 
 #[test]

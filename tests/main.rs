@@ -6,6 +6,7 @@ mod browser;
 mod cli;
 mod crash;
 mod golden;
+mod hub;
 mod kill;
 mod layering;
 mod learning;

@@ -15,6 +15,7 @@ use lacuna::diffusion::rng::Stream;
 use lacuna::models::backbone::TransformerBackbone;
 use lacuna::models::nn::Precision;
 use lacuna::models::optim::OptimConfig;
+use lacuna::models::shape::Variant;
 use lacuna::models::transformer::{Transformer, TransformerConfig, parameters};
 use lacuna::models::{Backbone, ModelSpec};
 use lacuna::rl::estimator::Estimator;
@@ -41,6 +42,7 @@ fn config() -> TransformerConfig {
         rms_norm_eps: 1e-5,
         rope_theta: 10_000.0,
         weight_tying: true,
+        variant: Variant::default(),
     }
 }
 
@@ -66,6 +68,7 @@ fn model() -> Arc<dyn Backbone> {
         eos_ids: vec![0],
         banned_ids: vec![2047],
         max_positions: POSITIONS,
+        block: None,
         d_model: config.d_model,
         n_layers: config.n_layers,
         parameters: parameters(&config),

@@ -1,4 +1,4 @@
-//! `lacuna doctor`: checks this machine, the model and the store, one line each.
+//! `lacuna doctor`: checks this machine, whether the model fits it, the model and the store, one line each.
 
 use std::fmt;
 use std::path::Path;
@@ -8,6 +8,8 @@ use clap::{ArgMatches, Args};
 
 use super::{ConfigFile, host, term};
 use crate::config::{Config, Engine, Store, Telemetry};
+
+mod fit;
 
 /// Flags of `lacuna doctor`.
 #[derive(Debug, Clone, Args)]
@@ -67,7 +69,13 @@ impl fmt::Display for Check {
 /// When the configuration is wrong.
 pub fn run(args: &DoctorArgs, matches: &ArgMatches) -> anyhow::Result<ExitCode> {
     let config = args.file.resolve(&args.sections, matches)?.config;
-    let checks = [version(), system(), cpu(), device(&config), model(&config), store(&config)];
+    let mut checks = vec![version(), system(), cpu(), device(&config)];
+    checks.extend(memory(&config));
+    // What does not fit is not tried.
+    if checks.last().is_none_or(|check| check.what != "memory" || check.verdict != Verdict::Fail) {
+        checks.push(model(&config));
+    }
+    checks.push(store(&config));
     for check in &checks {
         term::line(check);
     }
@@ -106,6 +114,13 @@ fn cpu() -> Check {
 fn device(config: &Config) -> Check {
     let found = host::device(config.engine.device).map(|device| (Verdict::Pass, host::describe(&device)));
     check("device", found.map_err(|error| format!("{error:#}")))
+}
+
+/// Of a model in a folder; the built-in one fits everywhere.
+fn memory(config: &Config) -> Option<Check> {
+    let folder = Path::new(&config.engine.model);
+    let device = host::device(config.engine.device).ok()?;
+    folder.join("config.json").is_file().then(|| check("memory", fit::check(folder, &device, &config.engine)))
 }
 
 fn model(config: &Config) -> Check {

@@ -1,15 +1,17 @@
 //! The engine of a command, set up from the configuration: threads, device, model.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use anyhow::{Context as _, ensure};
+use anyhow::{Context as _, bail};
 use candle_core::Device;
 
 use crate::config::{self, DeviceKind};
 use crate::engine::{Engine, Limits};
+use crate::hub::{self, Reference};
 use crate::models::Model;
 use crate::models::checkpoint::{self, Checkpoint};
+use crate::models::vq;
 use crate::starter;
 
 /// An engine that runs in this process.
@@ -48,7 +50,7 @@ pub fn start(config: &config::Engine) -> anyhow::Result<Host> {
     let begun = Instant::now();
     let threads = threads(config)?;
     let device = device(config.device)?;
-    let model = load(&config.model, &device)?;
+    let model = load(config, &device)?;
     let loaded_ms = begun.elapsed().as_millis();
     tracing::info!(model = config.model, device = describe(&device), threads, loaded_ms, "model loaded");
     let limits = Limits { max_queue: config.max_queue, max_rows: config.max_rows, max_running: config.max_running };
@@ -63,7 +65,7 @@ pub fn start(config: &config::Engine) -> anyhow::Result<Host> {
 /// As [`start`].
 pub fn model(config: &config::Engine) -> anyhow::Result<Model> {
     threads(config)?;
-    load(&config.model, &device(config.device)?)
+    load(config, &device(config.device)?)
 }
 
 /// Sets the size of the thread pool, once per process, and returns it.
@@ -123,20 +125,47 @@ pub fn cpu_features() -> Vec<&'static str> {
     features
 }
 
-/// The built-in model by its name, else the one in a folder: a checkpoint as a hub has it, or weights of the built-in
-/// model's shape that `lacuna pretrain` left.
-fn load(model: &str, device: &Device) -> anyhow::Result<Model> {
+/// The codec that the published MMaDA models draw with.
+const CODEC: &str = "showlab/magvitv2";
+
+/// The built-in model by its name, else a checkpoint as a hub has it, or weights of the built-in model's shape that
+/// `lacuna pretrain` left.
+fn load(config: &config::Engine, device: &Device) -> anyhow::Result<Model> {
+    let model = &config.model;
     if model == starter::NAME {
         return Ok(starter::model::load(device)?);
     }
+    let (folder, of_hub) = obtain(model, config.offline).with_context(|| format!("--model {model}"))?;
+    if !checkpoint::is_checkpoint(&folder) {
+        return starter::model::load_from(&folder, device).with_context(|| format!("--model {model}"));
+    }
+    let name = if of_hub { model.clone() } else { served_name(&folder) };
+    let loaded = Checkpoint::open(&folder, &name).and_then(|checkpoint| checkpoint.load(device));
+    let mut loaded = loaded.with_context(|| format!("--model {model}"))?;
+    if loaded.backbone.spec().image.is_some() {
+        let named = config.codec.as_deref().or_else(|| of_hub.then_some(CODEC));
+        match named {
+            Some(codec) => {
+                let (folder, _) = obtain(codec, config.offline).with_context(|| format!("--codec {codec}"))?;
+                loaded.codec = Some(vq::load(&folder, device).with_context(|| format!("--codec {codec}"))?);
+            }
+            None => tracing::warn!("this model draws, but --codec names no image codec: it only writes"),
+        }
+    }
+    Ok(loaded)
+}
+
+/// The folder of a model or codec, and whether it is the hub's.
+fn obtain(model: &str, offline: bool) -> anyhow::Result<(PathBuf, bool)> {
     let folder = Path::new(model);
-    ensure!(folder.is_dir(), "--model {model}: neither `{}` nor a folder", starter::NAME);
-    let loaded = if checkpoint::is_checkpoint(folder) {
-        Checkpoint::open(folder, &served_name(folder)).and_then(|checkpoint| checkpoint.load(device))
-    } else {
-        starter::model::load_from(folder, device)
+    if folder.is_dir() {
+        return Ok((folder.to_owned(), false));
+    }
+    let reason = match Reference::parse(model) {
+        Ok(_) => return Ok((hub::obtain(model, offline)?, true)),
+        Err(reason) => reason,
     };
-    loaded.with_context(|| format!("--model {model}"))
+    bail!("neither `{}`, nor a folder, nor a name of the hub ({reason})", starter::NAME)
 }
 
 /// The folder's own name.

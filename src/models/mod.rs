@@ -20,6 +20,7 @@ pub mod nn;
 pub mod optim;
 pub mod shape;
 pub mod transformer;
+pub mod vq;
 pub mod weights;
 
 /// Why a model could not be loaded or run.

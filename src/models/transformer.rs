@@ -6,6 +6,8 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use candle_core::{DType, Device, Tensor};
+
 use super::lora::{Product, Runs};
 use super::names::{Names, Part};
 use super::nn::attention::{AttentionPlan, AttentionSpan, RopeTable, attention};
@@ -15,7 +17,6 @@ use super::nn::timing::timed;
 use super::nn::{Linear, Precision};
 pub use super::shape::{TransformerConfig, parameters};
 use super::{ModelError, Packed};
-use candle_core::{DType, Device, Tensor};
 
 pub mod by_layer;
 
@@ -260,7 +261,7 @@ impl Transformer {
         let row = |&row: &u32| {
             while spans.next_if(|span| span.start + span.len <= row as usize).is_some() {}
             let first = spans.peek().is_some_and(|span| span.start == row as usize);
-            if first { row } else { row - 1 }
+            if first { row } else { row.saturating_sub(1) }
         };
         packed.needed.iter().map(row).collect()
     }

@@ -15,6 +15,7 @@ mod maskgrpo;
 mod refusals;
 mod runs;
 mod text;
+mod vq;
 
 /// Every folder with a transformer.
 const FOLDERS: [&str; 5] = ["llada", "llada_gqa_tied", "dream", "sdar", "mmada"];

@@ -1,9 +1,9 @@
 //! Matrix products for training on a CPU: f32 in and out, bf16 factors where the processor multiplies them natively.
 //!
 //! With AVX-512 BF16 both operands are rounded to bf16 (nearest even) and products are summed in f32, about twice as
-//! fast as f32: the precision mixed-precision training uses. Elsewhere the product is exact f32. Serving does not come
-//! here: it promises exact f32. One thread per call; callers split work over threads. The result of an element
-//! depends on its row, its column and the kernel only, so it is the same in every batch.
+//! fast as f32: the precision mixed-precision training uses. Elsewhere the product is exact f32. Serving promises exact
+//! f32: of this it uses [`matmul_exact`] only. One thread per call; callers split work over threads. The result of an
+//! element depends on its row, its column and the kernel only, so it is the same in every batch.
 
 #[cfg(target_arch = "x86_64")]
 mod avx512;
@@ -129,6 +129,14 @@ pub fn kernel() -> Kernel {
 /// When the shapes do not match or a view reaches outside its data; `out` is then untouched.
 pub fn matmul(a: MatRef, b: MatRef, out: &mut [f32], accumulate: bool) -> Result<(), GemmError> {
     matmul_with(kernel(), a, b, out, accumulate)
+}
+
+/// [`matmul`] in f32 throughout, whatever the machine: for serving.
+///
+/// # Errors
+/// As [`matmul`].
+pub fn matmul_exact(a: MatRef, b: MatRef, out: &mut [f32], accumulate: bool) -> Result<(), GemmError> {
+    matmul_with(Kernel::F32, a, b, out, accumulate)
 }
 
 fn matmul_with(kernel: Kernel, a: MatRef, b: MatRef, out: &mut [f32], accumulate: bool) -> Result<(), GemmError> {

@@ -73,7 +73,7 @@ mod tests {
     use crate::diffusion::rng::Stream;
     use crate::models::lora::{Lora, Pair, Target};
     use crate::models::nn::Precision;
-    use crate::models::transformer::TransformerConfig;
+    use crate::models::shape::{TransformerConfig, Variant};
 
     fn config() -> TransformerConfig {
         TransformerConfig {
@@ -87,6 +87,7 @@ mod tests {
             rms_norm_eps: 1e-5,
             rope_theta: 10_000.0,
             weight_tying: false,
+            variant: Variant::default(),
         }
     }
 
