@@ -93,6 +93,7 @@ fn share(schedule: Schedule, r: f64) -> f64 {
         Schedule::Cosine => (std::f64::consts::FRAC_PI_2 * r).cos(),
         Schedule::Linear => 1.0 - r,
         Schedule::Pow2 => 1.0 - r * r,
+        Schedule::Sigmoid => unreachable!("golden/mmada has it"),
     }
 }
 
@@ -135,11 +136,13 @@ fn draw_image(model: &dyn Backbone, frames: [&[u32]; 2], p: &ImageParams, seed: 
                     Schedule::Cosine => (r * std::f32::consts::PI * 0.5).cos(),
                     Schedule::Linear => 1.0 - r,
                     Schedule::Pow2 => 1.0 - r * r,
+                    Schedule::Sigmoid => unreachable!("golden/mmada has it"),
                 };
                 let floor = (cells as f32 * kept).floor() as usize;
                 let keep = if last { 0 } else { floor.min(masked.len().saturating_sub(1)).max(1) };
                 (scored, masked.len() - keep.min(masked.len()))
             }
+            ImageSampler::MaskgitCompat => unreachable!("golden/mmada has it"),
             ImageSampler::Emerge => {
                 let stay =
                     if last { 0.0 } else { share(p.schedule, r) / share(p.schedule, step as f64 / p.steps as f64) };
