@@ -37,7 +37,7 @@ fn configured(folder: &Path, gate: &str, training: &str) -> String {
         max_samples = 64
         lora = {{ rank = 2, alpha = 4.0 }}
         data = {{ hold_out_one_in = 4, max_versions_behind = 4, max_age_s = 3600, per_subject_max = 1000 }}
-        gate = {{ prompts = 2, completions = 1, max_guard_loss = 2.0, max_kl = 10.0, min_diversity = 0.0, {gate} }}
+        gate = {{ prompts = 2, completions = 1, max_guard_loss = 2.0, max_kl = 1e6, min_diversity = 0.0, {gate} }}
         {training}
         "#
     );

@@ -93,7 +93,7 @@ fn batch() -> Vec<Judged> {
             commit_steps: vec![],
             guidance: None,
         };
-        Judged { sample, advantage: if id % 2 == 0 { 1.0 } else { -1.0 }, weight: 1.0, behaviour: None }
+        Judged { sample, advantage: if id.is_multiple_of(2) { 1.0 } else { -1.0 }, weight: 1.0, behaviour: None }
     };
     (0..BATCH).map(of).collect()
 }

@@ -162,16 +162,23 @@ async fn once(options: &Options, url: &Url, from: u64, trusted: bool) -> Result<
         request = request.header(AUTHORIZATION, value);
     }
     let request = request.body(Empty::new()).map_err(|_| broken(&shown, "that is no URL"))?;
-    let connect = TcpStream::connect((bare(&url.origin.host), url.origin.port));
-    let stream = within(options.idle, &shown, connect).await?.map_err(|e| broken(&shown, e))?;
+    let stream = within(options.idle, &shown, connect(options, &url.origin)).await?.map_err(|e| broken(&shown, e))?;
     if !url.origin.tls {
         return within(options.idle, &shown, exchange(stream, request, &shown)).await?;
     }
     let name = ServerName::try_from(bare(&url.origin.host).to_owned());
     let name = name.map_err(|_| broken(&shown, "its host is no name for TLS"))?;
-    let connect = TlsConnector::from(tls(&shown)?).connect(name, stream);
-    let stream = within(options.idle, &shown, connect).await?.map_err(|e| broken(&shown, e))?;
+    let handshake = TlsConnector::from(tls(&shown)?).connect(name, stream);
+    let stream = within(options.idle, &shown, handshake).await?.map_err(|e| broken(&shown, e))?;
     within(options.idle, &shown, exchange(stream, request, &shown)).await?
+}
+
+async fn connect(options: &Options, origin: &Origin) -> std::io::Result<TcpStream> {
+    let host = bare(&origin.host);
+    match options.proxy.as_ref().filter(|proxy| origin.tls && proxy.serves(host)) {
+        Some(proxy) => proxy.tunnel(&origin.host, origin.port).await,
+        None => TcpStream::connect((host, origin.port)).await,
+    }
 }
 
 async fn exchange<S>(stream: S, request: Request<Empty<Bytes>>, shown: &str) -> Result<Exchange, HubError>

@@ -17,7 +17,10 @@ use indicatif::{ProgressBar, ProgressStyle};
 mod cache;
 mod client;
 mod files;
+mod proxy;
 mod transfer;
+
+pub use proxy::Proxy;
 
 /// Where models are, unless `HF_ENDPOINT` says otherwise.
 pub const ENDPOINT: &str = "https://huggingface.co";
@@ -151,6 +154,8 @@ pub struct Options {
     pub retries: u32,
     /// Wait before the first of them; it doubles.
     pub pause: Duration,
+    /// What HTTPS goes through.
+    pub proxy: Option<Proxy>,
     /// A connection that is silent for so long is broken.
     pub idle: Duration,
     /// Shows the bytes; hidden unless the caller brings one.
@@ -159,7 +164,7 @@ pub struct Options {
 
 impl Options {
     /// As the environment says: `HF_ENDPOINT`, `HF_TOKEN` (else the file that `huggingface-cli login` left),
-    /// `HF_HUB_CACHE`, `HF_HOME`, `HF_HUB_OFFLINE`.
+    /// `HF_HUB_CACHE`, `HF_HOME`, `HF_HUB_OFFLINE`, and `HTTPS_PROXY` with its kin.
     #[must_use]
     pub fn from_env() -> Self {
         Self::from_vars(|name| std::env::var(name).ok().filter(|value| !value.is_empty()))
@@ -182,6 +187,7 @@ impl Options {
             offline: var("HF_HUB_OFFLINE").is_some_and(|value| matches!(value.as_str(), "1" | "true" | "yes" | "on")),
             retries: 5,
             pause: Duration::from_secs(1),
+            proxy: Proxy::from_vars(&var),
             idle: Duration::from_secs(60),
             progress: ProgressBar::hidden(),
         }

@@ -78,7 +78,7 @@ pub(super) fn misfits<'a>(
     if problems.is_empty() {
         return Ok(());
     }
-    Err(ModelError::Weights(format!("tensors do not fit config.json; {}", problems.join("; "))))
+    Err(ModelError::Weights(format!("tensors do not fit the configuration; {}", problems.join("; "))))
 }
 
 /// The first few of `all`, in order of their names.

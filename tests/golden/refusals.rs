@@ -37,8 +37,9 @@ fn full(value: f32) -> Tensor {
 }
 
 /// What is done to a good folder, and what the refusal must say.
-const BROKEN: [(&str, Break, &[&str]); 22] = [
+const BROKEN: [(&str, Break, &[&str]); 23] = [
     ("a configuration that is no JSON", |f| fs::write(f.join("config.json"), "{").unwrap(), &["config.json"]),
+    ("no configuration", |f| fs::remove_file(f.join("config.json")).unwrap(), &["config.json is missing"]),
     (
         "another family",
         |f| set(f, "architectures", json!(["LLaDAMoEModelLM"])),

@@ -92,11 +92,12 @@ impl Probe {
     }
 }
 
-/// Streams pictures while a candidate is at the gate, so that something is in flight when versions are exchanged. Keeps
-/// when each stream's steps arrived; runs forever.
+/// Streams pictures while a candidate is at the gate, so that something is in flight when versions are exchanged. They
+/// have the gate's own priority: beside anything higher the gate would wait. Keeps when each stream's steps arrived; runs
+/// forever.
 pub async fn stream(client: Client, mut training: watch::Receiver<Training>, out: Arc<Mutex<Vec<Vec<Instant>>>>) {
     let body = json!({ "prompt": "a circle", "seed": 1, "store": false, "stream": true, "preview_every": 0,
-        "guidance_scale": 0 });
+        "guidance_scale": 0, "priority": "rollout" });
     while training.wait_for(|now| now.state == "gating").await.is_ok() {
         match client.steps("/generate/image", &body).await {
             Ok(steps) => out.lock().unwrap_or_else(PoisonError::into_inner).push(steps),

@@ -28,15 +28,15 @@ pub(super) struct Shape {
 impl Shape {
     /// Reads LLaDA's names or those of Qwen's descendants.
     pub(super) fn from_config(config: &Value) -> Result<Self, String> {
-        let first = |names: &[&str]| names.iter().find_map(|name| config.get(*name).and_then(Value::as_u64));
-        let needed = |names: &[&str]| {
-            first(names)
-                .filter(|&n| (1..1 << 32).contains(&n))
-                .ok_or_else(|| format!("config.json: no {}", names.join(" or ")))
-        };
+        // Sizes beyond this are no model's, and their products would not fit the sums below.
+        let size = |name: &&str| config.get(*name).and_then(Value::as_u64).filter(|n| (1..=1 << 20).contains(n));
+        let first = |names: &[&str]| names.iter().find_map(size);
+        let needed =
+            |names: &[&str]| first(names).ok_or_else(|| format!("config.json: no usable {}", names.join(" or ")));
         let hidden = needed(&["d_model", "hidden_size"])?;
         let heads = needed(&["n_heads", "num_attention_heads"])?;
-        let mlp = first(&["mlp_hidden_size", "intermediate_size"]).or_else(|| Some(first(&["mlp_ratio"])? * hidden));
+        let mlp = first(&["mlp_hidden_size", "intermediate_size"])
+            .or_else(|| Some(first(&["mlp_ratio"])?.saturating_mul(hidden)));
         Ok(Self {
             hidden,
             layers: needed(&["n_layers", "num_hidden_layers"])?,
@@ -66,17 +66,18 @@ pub(super) fn need(weights: u64, shape: &Shape, limits: &Engine, width: u64) -> 
     // The residual stream and its norm; then queries, keys, values and what attention makes of them, or the two
     // projections of the feed-forward layer and their product.
     let row = 2 * hidden + (2 * (heads + kv_heads) * head_dim).max(3 * mlp);
+    let product = |factors: &[u64]| factors.iter().fold(1u64, |product, &factor| product.saturating_mul(factor));
     Need {
         weights,
-        activations: rows * row * width + LOGITS,
-        caches: running * positions.min(rows) * layers * 2 * kv_heads * head_dim * width,
+        activations: product(&[rows, row, width]).saturating_add(LOGITS),
+        caches: product(&[running, positions.min(rows), layers, 2, kv_heads, head_dim, width]),
     }
 }
 
 /// The verdict on a need, where `memory` bytes are free (`None`: the device does not say).
 pub(super) fn judge(need: &Need, memory: Option<u64>) -> (Verdict, String) {
     let Need { weights, activations, caches } = *need;
-    let always = weights + activations;
+    let always = weights.saturating_add(activations);
     let found = format!(
         "{} of weights, {} of activations, up to {} of caches for requests that ask for them",
         gigabytes(weights),
@@ -89,7 +90,7 @@ pub(super) fn judge(need: &Need, memory: Option<u64>) -> (Verdict, String) {
             let advice = if weights > memory { "it needs a larger device" } else { "lower --max-rows" };
             (Verdict::Fail, format!("{found}; {} are free: {advice}", gigabytes(memory)))
         }
-        Some(memory) if always + caches > memory => {
+        Some(memory) if always.saturating_add(caches) > memory => {
             (Verdict::Warn, format!("{found}; {} are free: lower --max-running if caches are used", gigabytes(memory)))
         }
         Some(memory) => (Verdict::Pass, format!("{found}; {} are free", gigabytes(memory))),

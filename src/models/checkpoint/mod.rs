@@ -30,10 +30,10 @@ use shards::Shards;
 const CONFIG: &str = "config.json";
 const GENERATION: &str = "generation_config.json";
 
-/// Whether `folder` is laid out as a checkpoint of a hub.
+/// Whether `folder` is laid out as a checkpoint of a hub, complete or not: it has more than weights.
 #[must_use]
 pub fn is_checkpoint(folder: &Path) -> bool {
-    folder.join(CONFIG).is_file()
+    [CONFIG, "tokenizer.json", "tokenizer_config.json", "vocab.json"].iter().any(|name| folder.join(name).is_file())
 }
 
 /// A folder that fits together, with no weights loaded yet.
