@@ -81,8 +81,10 @@ proptest! {
             }
             prop_assert!(16 * rollouts <= others, "{} rows of rollouts beside {}", rollouts, others);
         }
-        // What is in hand at the end is at most two full ticks.
-        prop_assert!(16 * (rollouts + 2 * BUDGET) >= others, "{} rows of rollouts beside {}", rollouts, others);
+        // Each steps once a tick at most; and what is in hand at the end is at most two full ticks.
+        let most = 4000 * (0..canvases.len()).filter(|&i| of(i)).map(|i| canvases[i].rows).sum::<usize>();
+        let due = (others / 16).min(most);
+        prop_assert!(rollouts + 2 * BUDGET >= due, "{} rows of rollouts, {} are due", rollouts, due);
         if others > 64 * 16 * BUDGET {
             prop_assert!(turns.iter().all(|&turns| turns > 0), "{:?}", turns);
         }
