@@ -8,8 +8,8 @@
 //! 3. inside a class, those near their deadline, then whoever has been served the fewest rows. This is deficit round
 //!    robin in its virtual-time form: a newcomer starts at the least-served one's count;
 //! 4. a canvas that does not fit what is left of the budget is skipped, not waited for;
-//! 5. rollouts beside others get a sixteenth of the rows, no more and no less, so that learning slows nobody down and
-//!    is never starved; alone they get all of them, but in short ticks while others have been here within a second, so
+//! 5. rollouts beside others get a sixteenth of the rows, never more, and no less where there is room, so that learning
+//!    slows nobody down and is never starved; alone they get all of them, but in short ticks while others have been here within a second, so
 //!    that a newcomer never waits long.
 
 use std::collections::HashMap;
@@ -155,8 +155,8 @@ impl Scheduler {
         self.accounts.retain(|_, account| account.seen == tick);
     }
 
-    /// All that may step, first things first. Rollouts `beside` others come first, or not at all: what they have earned
-    /// is theirs even where the others fill every tick.
+    /// All that may step, first things first. Rollouts `beside` others come before them, or not at all: what they have
+    /// earned is theirs even where the others fill every tick.
     fn precedence(&self, canvases: &[Candidate], beside: bool, now: Duration) -> Vec<usize> {
         // Stable: arrival decides among equals.
         let (mut others, mut rollouts): (Vec<usize>, Vec<usize>) =
@@ -173,19 +173,27 @@ impl Scheduler {
             let n = affordable.count();
             rollouts.truncate(n);
         }
-        rollouts.append(&mut others);
-        rollouts
+        // But not before one that has waited too long, and longer: small rollouts in every tick could leave a large canvas
+        // no room for ever.
+        let wait = |i: Option<&usize>| i.map_or(Duration::ZERO, |&i| self.waited(canvases[i].id, now));
+        let waits = wait(others.first()) >= self.aging && wait(others.first()) > wait(rollouts.first());
+        let first = usize::from(waits);
+        others.splice(first..first, rollouts);
+        others
+    }
+
+    fn waited(&self, id: u64, now: Duration) -> Duration {
+        self.accounts.get(&id).map_or(Duration::ZERO, |account| now.saturating_sub(account.since))
     }
 
     /// Of `part`, in order of class and arrival, those that take part, first things first.
     fn arrange(&self, canvases: &[Candidate], part: &mut Vec<usize>, now: Duration) {
-        let account = |i: usize| self.accounts.get(&canvases[i].id);
-        let waited = |i: usize| account(i).map_or(Duration::ZERO, |a| now.saturating_sub(a.since));
+        let waited = |i: usize| self.waited(canvases[i].id, now);
         let aged = part.iter().copied().filter(|&i| waited(i) >= self.aging);
         let oldest = aged.max_by_key(|&i| (waited(i), usize::MAX - i));
         part.truncate(self.max_running);
         part.sort_by_key(|&i| {
-            let served = account(i).map_or(0, |a| a.served);
+            let served = self.accounts.get(&canvases[i].id).map_or(0, |account| account.served);
             (canvases[i].class, !canvases[i].urgent, served, i)
         });
         if let Some(oldest) = oldest {
@@ -286,6 +294,15 @@ mod tests {
         let share = (rows[1] + rows[2]) as f64 / rows[0] as f64;
         assert!((share - 1.0 / 16.0).abs() < 0.001, "{share}");
         assert!(rows[1].abs_diff(rows[2]) <= 80, "{rows:?}");
+    }
+
+    #[test]
+    fn small_rollouts_never_keep_a_large_canvas_out() {
+        let mut s = Scheduler::new(100, Duration::from_millis(100));
+        let rows = [(Rollout, 3), (Interactive, 1), (Batch, 98), (Interactive, 4), (Interactive, 40), (Interactive, 3)];
+        let all: Vec<Candidate> = (0u64..).zip(rows).map(|(id, (class, rows))| canvas(id, class, rows)).collect();
+        let turns = (0..400).filter(|&tick| s.plan(&all, 100, at(tick)).contains(&2)).count();
+        assert!(turns > 20, "{turns}");
     }
 
     #[test]
