@@ -9,8 +9,8 @@
 //!    robin in its virtual-time form: a newcomer starts at the least-served one's count;
 //! 4. a canvas that does not fit what is left of the budget is skipped, not waited for;
 //! 5. rollouts beside others get a sixteenth of the rows, never more, and no less where there is room, so that learning
-//!    slows nobody down and is never starved; alone they get all of them, but in short ticks while others have been here within a second, so
-//!    that a newcomer never waits long.
+//!    slows nobody down and is never starved; alone they get all of them, but in short ticks while others have been here
+//!    within a second, so that a newcomer never waits long.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -222,7 +222,12 @@ mod tests {
     fn classes_go_in_order() {
         let mut s = Scheduler::new(8, NEVER);
         let all = [canvas(1, Rollout, 10), canvas(2, Batch, 10), canvas(3, Interactive, 10)];
-        assert_eq!(s.plan(&all, 30, at(0)), [2, 1]);
+        assert_eq!(s.plan(&all, 20, at(0)), [2, 1]);
+        assert_eq!(
+            s.plan(&all, 30, at(0)),
+            [2, 1],
+            "a rollout that has earned nothing waits, however much room there is"
+        );
         assert_eq!(s.plan(&all, 10, at(1)), [2]);
     }
 
