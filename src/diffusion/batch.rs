@@ -123,7 +123,7 @@ impl<'a> Sequences<'a> {
             Known::Nothing => Past::None,
             Known::Kept(kept) => Past::Kept(kept),
             Known::Lost { keep } => {
-                let whole = part(canvas.entry(), Vec::new(), Place { keep, ..Place::default() });
+                let whole = part(canvas.cache.entry(), Vec::new(), Place { keep, ..Place::default() });
                 let (span, rows) = self.add(whole, None);
                 (again, keeps) = (rows, Some(span));
                 Past::Span(span)

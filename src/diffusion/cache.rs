@@ -92,7 +92,8 @@ impl Cache {
         let frontier = stand.masked.iter().position(|&masked| masked).unwrap_or(len);
         let finished = frontier / length * length;
         // The end of the sampler's block, not of what is due in it: completions of one prompt then have the same rows.
-        let last = stand.due.last().map_or(0, |&p| p as usize + 1).max(stand.block.as_ref().map_or(0, |b| b.end));
+        let block_end = stand.block.as_ref().map_or(len, |block| block.end);
+        let last = stand.due.last().map_or(0, |&p| p as usize + 1).max(block_end);
         let horizon = last.next_multiple_of(length).min(len);
         let kept = self.kept.upgrade().filter(|kept| kept.positions() <= finished);
         let start = kept.as_ref().map_or(0, |kept| kept.positions());

@@ -6,11 +6,10 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::cache::{Cache, Caches, Feed, Stand};
+use super::cache::{Cache, Feed, Stand};
 use super::params::{Fidelity, FinishReason, Invalid};
 use super::sample::{Barred, Draw, Rule};
 use super::select::{Policy, View};
-use crate::models::kept::Kept;
 use crate::models::lora::Lora;
 
 /// The commit step of a given position.
@@ -113,7 +112,8 @@ pub struct Canvas {
     forwards: u32,
     positions_evaluated: u64,
     adapter: Option<Arc<Lora>>,
-    cache: Cache,
+    /// What is kept between its steps.
+    pub(crate) cache: Cache,
 }
 
 impl Canvas {
@@ -199,16 +199,6 @@ impl Canvas {
     pub(crate) fn feed(&self, finished_blocks: bool) -> Feed {
         let stand = Stand { masked: &self.masked, due: &self.due, block: self.policy.window() };
         self.cache.feed(&stand, finished_blocks)
-    }
-
-    /// The ids that a cache is computed from when it was let go.
-    pub(crate) fn entry(&self) -> &[u32] {
-        self.cache.entry()
-    }
-
-    /// Keeps keys and values of its next or its last step.
-    pub(crate) fn keep(&mut self, caches: &mut Caches, kept: &Arc<Kept>) {
-        self.cache.hold(caches, kept);
     }
 
     /// Commits everything that is left at the next step ("anytime").

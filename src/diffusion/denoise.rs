@@ -123,7 +123,7 @@ impl Denoiser {
 
         for &(canvas, span) in &batch.keeps {
             if let Some(Some(kept)) = kept.get(span) {
-                canvases[canvas].keep(&mut self.caches, kept);
+                canvases[canvas].cache.hold(&mut self.caches, kept);
             }
         }
         let mut outcomes = vec![Ok(StepOutcome::default()); canvases.len()];
