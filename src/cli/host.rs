@@ -156,6 +156,18 @@ fn load(config: &config::Engine, device: &Device) -> anyhow::Result<Model> {
     Ok(loaded)
 }
 
+/// The folder of the model, if it is a checkpoint; one of the hub is downloaded first.
+///
+/// # Errors
+/// When it is nowhere.
+pub fn checkpoint(config: &config::Engine) -> anyhow::Result<Option<PathBuf>> {
+    if config.model == starter::NAME {
+        return Ok(None);
+    }
+    let (folder, _) = obtain(&config.model, config.offline)?;
+    Ok(checkpoint::is_checkpoint(&folder).then_some(folder))
+}
+
 /// The folder of a model or codec, and whether it is the hub's.
 fn obtain(model: &str, offline: bool) -> anyhow::Result<(PathBuf, bool)> {
     let folder = Path::new(model);

@@ -1,7 +1,7 @@
 //! A checkpoint's folder, as published on a hub, to a [`Model`]: configuration, tokenizer, weights.
 //!
 //! Everything is read and compared before the first value is loaded, so that a folder that does not fit is refused in
-//! a moment, by name. `family` reads the configurations, `shards` the files, `layout` has the families' sequences. The
+//! a moment, by name. `family` reads the configurations, `layout` has the families' sequences. The
 //! transformer itself is the same for all of them.
 
 use std::path::Path;
@@ -11,23 +11,21 @@ use candle_core::Device;
 use serde_json::{Map, Value};
 
 use super::backbone::TransformerBackbone;
+use super::fields::{self, CONFIG};
 use super::nn::Precision;
 use super::shape::{Pattern, TransformerConfig, parameters};
+use super::shards::Shards;
 use super::transformer::Transformer;
 use super::{ImageSpec, Layout, Model, ModelError, ModelSpec};
 use crate::text::TextFiles;
 
 mod family;
-mod fields;
 mod layout;
-mod shards;
 
 pub use family::Family;
 use family::{Facts, ImageFacts};
 use layout::{MmadaLayout, TextLayout, turn_end};
-use shards::Shards;
 
-const CONFIG: &str = "config.json";
 const GENERATION: &str = "generation_config.json";
 
 /// Whether `folder` is laid out as a checkpoint of a hub, complete or not: it has more than weights.
@@ -51,14 +49,13 @@ impl Checkpoint {
     /// # Errors
     /// Names the file, field or tensor at fault.
     pub fn open(folder: &Path, name: &str) -> Result<Self, ModelError> {
-        let config = json(folder, CONFIG)?.ok_or_else(|| ModelError::File(format!("{CONFIG} is missing")))?;
-        let facts = Facts::read(config)?;
+        let facts = Facts::read(fields::config(folder)?)?;
         let shards = Shards::open(folder)?;
-        shards.check(&facts.config)?;
+        shards.check(facts.config.tensors(), &[])?;
         let tokenizer = |e: crate::text::TextError| ModelError::Tokenizer(e.to_string());
         let mut text = TextFiles::open(folder).map_err(tokenizer)?;
         text.tokenizer.reserve(facts.mask_id);
-        let ends = ends(&facts, &text, json(folder, GENERATION)?)?;
+        let ends = ends(&facts, &text, fields::object(folder, GENERATION)?)?;
         let spec = spec(&facts, &text, name, ends)?;
         let layout: Arc<dyn Layout> = match &spec.image {
             Some(image) => Arc::new(MmadaLayout::new(&text, facts.eos_id, image.codes.clone())?),
@@ -111,25 +108,6 @@ impl Checkpoint {
             layout,
             codec: None,
         })
-    }
-}
-
-/// A JSON object of the folder, if it is there.
-fn json(folder: &Path, name: &str) -> Result<Option<Map<String, Value>>, ModelError> {
-    let bytes = read(folder, name, 1 << 20)?;
-    let parsed = bytes.map(|bytes| serde_json::from_slice(&bytes)).transpose();
-    parsed.map_err(|e| ModelError::File(format!("{name}: {e}")))
-}
-
-/// The bytes of a file of the folder, if it is there.
-fn read(folder: &Path, name: &str, most: u64) -> Result<Option<Vec<u8>>, ModelError> {
-    let failed = |e: &dyn std::fmt::Display| ModelError::File(format!("{name}: {e}"));
-    let path = folder.join(name);
-    match std::fs::metadata(&path) {
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(e) => Err(failed(&e)),
-        Ok(found) if found.len() > most => Err(failed(&format!("{} bytes; at most {most} are read", found.len()))),
-        Ok(_) => std::fs::read(&path).map(Some).map_err(|e| failed(&e)),
     }
 }
 
