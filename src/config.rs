@@ -116,6 +116,9 @@ pub struct Engine {
     /// Canvases that denoise at the same time
     #[arg(long, env = "LACUNA_MAX_RUNNING", default_value_t = Engine::default().max_running)]
     pub max_running: usize,
+    /// Bytes of keys and values kept for canvases that ask for a cache, or whose model goes by blocks; 0 keeps none
+    #[arg(long, env = "LACUNA_MAX_CACHE_BYTES", value_name = "BYTES", default_value_t = Engine::default().max_cache_bytes)]
+    pub max_cache_bytes: usize,
 }
 
 impl Default for Engine {
@@ -130,6 +133,7 @@ impl Default for Engine {
             max_queue: 256,
             max_rows: 4096,
             max_running: 64,
+            max_cache_bytes: 1 << 30,
         }
     }
 }
@@ -434,6 +438,7 @@ impl Config {
         within("engine.max_queue", engine.max_queue as u64, 1, 1 << 16)?;
         within("engine.max_rows", engine.max_rows as u64, 64, 1 << 20)?;
         within("engine.max_running", engine.max_running as u64, 1, 4096)?;
+        within("engine.max_cache_bytes", engine.max_cache_bytes as u64, 0, 1 << 44)?;
         within("limits.max_body_bytes", limits.max_body_bytes as u64, 1 << 10, 1 << 28)?;
         within("limits.body_timeout_s", limits.body_timeout_s, 1, 3600)?;
         within("limits.max_prompt_tokens", limits.max_prompt_tokens as u64, 1, 1 << 20)?;

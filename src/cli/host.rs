@@ -53,7 +53,8 @@ pub fn start(config: &config::Engine) -> anyhow::Result<Host> {
     let model = load(config, &device)?;
     let loaded_ms = begun.elapsed().as_millis();
     tracing::info!(model = config.model, device = describe(&device), threads, loaded_ms, "model loaded");
-    let limits = Limits { max_queue: config.max_queue, max_rows: config.max_rows, max_running: config.max_running };
+    let &config::Engine { max_queue, max_rows, max_running, max_cache_bytes, .. } = config;
+    let limits = Limits { max_queue, max_rows, max_running, max_cache_bytes };
     let engine = Engine::start(model.clone(), limits)?;
     let words = describe(&device);
     Ok(Host { engine, model, device_handle: device, device: words, threads })

@@ -35,7 +35,7 @@ pub(super) fn admit(model: &Model, request: &Request, limits: &Limits) -> Result
     };
     let canvases: Vec<Canvas> =
         (0..request.n).map(|index| build(completion_seed(request.seed, index))).collect::<Result<_, _>>()?;
-    let rows = canvases.iter().map(Canvas::rows).max().unwrap_or(0);
+    let rows = canvases.iter().map(Canvas::most_rows).max().unwrap_or(0);
     if rows > limits.max_rows {
         let (field, guidance) = match &request.task {
             Task::Text(p) => ("max_tokens", p.guidance_scale > 0.0),

@@ -7,7 +7,9 @@ use uuid::Uuid;
 
 use crate::adapters::VersionId;
 
-pub use crate::diffusion::params::{Ends, FinishReason, ImageParams, ImageSampler, Schedule, TextParams, TextSampler};
+pub use crate::diffusion::params::{
+    Ends, Fidelity, FinishReason, ImageParams, ImageSampler, Schedule, TextParams, TextSampler,
+};
 
 /// Who goes first when the device is busy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]

@@ -74,6 +74,8 @@ pub struct Limits {
     pub max_rows: usize,
     /// Canvases stepping at the same time.
     pub max_running: usize,
+    /// Bytes of keys and values kept between ticks; canvases without room compute theirs again.
+    pub max_cache_bytes: usize,
 }
 
 /// What the engine is doing now; for `/info`, `/ready` and metrics.

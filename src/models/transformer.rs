@@ -8,9 +8,10 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
 
+use super::kept::Kept;
 use super::lora::{Product, Runs};
 use super::names::{Names, Part};
-use super::nn::attention::{AttentionPlan, AttentionSpan, RopeTable, attention};
+use super::nn::attention::{RopeTable, attention};
 use super::nn::norm::rms_norm;
 use super::nn::swiglu::swiglu;
 use super::nn::timing::timed;
@@ -19,6 +20,9 @@ pub use super::shape::{TransformerConfig, parameters};
 use super::{ModelError, Packed};
 
 pub mod by_layer;
+mod route;
+
+use route::{Plan, Route};
 
 /// Name of the embedding table of the built-in model.
 pub const EMBEDDING: &str = Names::Llada.embedding();
@@ -212,11 +216,27 @@ impl Transformer {
     /// # Errors
     /// When the batch does not fit the model or the device fails.
     pub fn hidden(&self, packed: &Packed) -> Result<Tensor, ModelError> {
+        Ok(self.hidden_keeping(packed)?.0)
+    }
+
+    /// [`hidden`](Self::hidden), and the keys and values that the spans wish to have kept, one entry per span (or none at
+    /// all when nobody wishes any).
+    ///
+    /// # Errors
+    /// As [`hidden`](Self::hidden).
+    pub fn hidden_keeping(&self, packed: &Packed) -> Result<(Tensor, Vec<Option<Arc<Kept>>>), ModelError> {
         let (mut x, route) = self.enter(packed)?;
+        let wished = packed.places.iter().any(|place| place.keep > 0);
+        let mut layers = Vec::new();
         for layer in 0..self.blocks.len() {
-            x = self.layer(layer, &x, &route)?;
+            let (next, kv) = self.layer_with_kv(layer, &x, &route)?;
+            x = next;
+            if wished {
+                layers.push(kv);
+            }
         }
-        Ok(rms_norm(&x, &self.final_norm, self.config.rms_norm_eps)?)
+        let kept = if wished { timed(|t| &mut t.elementwise, || packed.kept(&layers))? } else { Vec::new() };
+        Ok((rms_norm(&x, &self.final_norm, self.config.rms_norm_eps)?, kept))
     }
 
     /// The embeddings of all rows, and where the rows go.
@@ -225,16 +245,20 @@ impl Transformer {
         let device = self.device();
         let ids = Tensor::from_slice(&packed.ids, packed.rows(), device)?;
         let x = timed(|t| &mut t.elementwise, || self.embedding.index_select(&ids, 0))?;
-        let read = self.read_rows(packed);
-        let needed = Tensor::from_slice(&read, read.len(), device)?;
-        Ok((x, Route { full: self.plan(packed, None), pruned: self.plan(packed, Some(&read)), needed }))
+        Ok((x, self.route(packed)?))
     }
 
     fn layer(&self, layer: usize, x: &Tensor, route: &Route) -> Result<Tensor, ModelError> {
+        Ok(self.layer_with_kv(layer, x, route)?.0)
+    }
+
+    /// The layer's output, and the keys and values that its rows saw.
+    fn layer_with_kv(&self, layer: usize, x: &Tensor, route: &Route) -> Result<(Tensor, Tensor), ModelError> {
         // The last layer's keys and values are wanted of every row, everything after them only of the needed.
         let last = layer + 1 == self.blocks.len();
         let rest = if last { &route.pruned } else { &route.full };
-        let pass = Pass { layer, all: &route.full.runs, rest, needed: last.then_some(&route.needed) };
+        let (needed, joined) = (last.then_some(&route.needed), route.joined.as_ref());
+        let pass = Pass { layer, all: &route.full.runs, rest, needed, joined };
         self.blocks[layer].forward(x, &pass, self.config.rms_norm_eps)
     }
 
@@ -250,89 +274,6 @@ impl Transformer {
             false => Ok(logits),
         }
     }
-
-    /// The rows whose hidden states predict `packed.needed`, ascending. Where logits are shifted the first position of
-    /// a sequence is predicted from its own row, so that row may come twice.
-    fn read_rows(&self, packed: &Packed) -> Vec<u32> {
-        if !self.config.variant.shifted {
-            return packed.needed.clone();
-        }
-        let mut spans = packed.spans.iter().peekable();
-        let row = |&row: &u32| {
-            while spans.next_if(|span| span.start + span.len <= row as usize).is_some() {}
-            let first = spans.peek().is_some_and(|span| span.start == row as usize);
-            if first { row } else { row.saturating_sub(1) }
-        };
-        packed.needed.iter().map(row).collect()
-    }
-
-    /// The rows of `read`, or all.
-    fn plan(&self, packed: &Packed, read: Option<&[u32]>) -> Plan {
-        let (mut positions, mut runs) = (Vec::new(), Runs::default());
-        let spans = packed.spans.iter().zip(&packed.adapters).map(|(span, adapter)| {
-            let from = positions.len();
-            if let Some(read) = read {
-                let (start, end) = (span.start as u32, (span.start + span.len) as u32);
-                let first = read.partition_point(|&row| row < start);
-                let last = read.partition_point(|&row| row < end);
-                positions.extend(read[first..last].iter().map(|row| row - start));
-            } else {
-                positions.extend(0..span.len as u32);
-            }
-            runs.push(positions.len() - from, adapter.as_ref());
-            AttentionSpan { queries: from..positions.len(), keys: span.start..span.start + span.len }
-        });
-        let spans = spans.collect();
-        let attention = AttentionPlan {
-            spans,
-            positions,
-            n_heads: self.config.n_heads,
-            n_kv_heads: self.config.n_kv_heads,
-            head_dim: self.config.head_dim(),
-            rope: Arc::clone(&self.rope),
-            pattern: self.config.variant.pattern,
-        };
-        Plan { attention: Arc::new(attention), runs }
-    }
-
-    fn check(&self, packed: &Packed) -> Result<(), ModelError> {
-        let (rows, limit) = (packed.rows(), self.config.max_sequence_length);
-        if let Some(span) = packed.spans.iter().find(|span| span.len > limit || span.len == 0) {
-            let len = span.len;
-            return Err(ModelError::Input(format!("a sequence of {len} positions; the model takes 1 to {limit}")));
-        }
-        if let Some(id) = packed.ids.iter().find(|&&id| id as usize >= self.config.embedding_size) {
-            let size = self.config.embedding_size;
-            return Err(ModelError::Input(format!("token id {id} is outside the vocabulary of {size}")));
-        }
-        if packed.adapters.len() != packed.spans.len() {
-            let (adapters, spans) = (packed.adapters.len(), packed.spans.len());
-            return Err(ModelError::Input(format!("{adapters} adapters for {spans} sequences; one each is needed")));
-        }
-        let ascending = packed.needed.windows(2).all(|w| w[0] < w[1]);
-        if !ascending || packed.needed.last().is_none_or(|&last| last as usize >= rows) {
-            return Err(ModelError::Input(format!("needed rows must ascend within the {rows} rows and not be empty")));
-        }
-        Ok(())
-    }
-}
-
-/// Which rows attend to which, and which are adapted how.
-#[derive(Debug)]
-struct Plan {
-    attention: Arc<AttentionPlan>,
-    runs: Runs,
-}
-
-/// The rows' way through the layers.
-#[derive(Debug)]
-struct Route {
-    /// All rows: every layer but the last.
-    full: Plan,
-    /// The needed rows only.
-    pruned: Plan,
-    /// Which these are.
-    needed: Tensor,
 }
 
 /// A block's share of a forward pass.
@@ -344,10 +285,13 @@ struct Pass<'a> {
     rest: &'a Plan,
     /// The rows that go on; `None` is all.
     needed: Option<&'a Tensor>,
+    /// The spans, when some see more than their own rows.
+    joined: Option<&'a Packed>,
 }
 
 impl Block {
-    fn forward(&self, x: &Tensor, pass: &Pass<'_>, eps: f64) -> Result<Tensor, ModelError> {
+    /// The block's output, and the keys and values that its rows saw.
+    fn forward(&self, x: &Tensor, pass: &Pass<'_>, eps: f64) -> Result<(Tensor, Tensor), ModelError> {
         let runs = &pass.rest.runs;
         let product = |linear: &Linear, runs: &Runs, x: &Tensor, product: Product| -> Result<Tensor, ModelError> {
             let y = linear.forward(x)?;
@@ -366,10 +310,13 @@ impl Block {
         if let Some(norm) = &self.qk_norm {
             (q, kv) = (norm.queries(&q, eps)?, norm.keys(&kv, eps)?);
         }
+        if let Some(spans) = pass.joined {
+            kv = timed(|t| &mut t.elementwise, || spans.join(&kv, pass.layer))?;
+        }
         let mixed = attention(&q, &kv, &pass.rest.attention)?;
         let x = add(&x, &product(&self.attn_out, runs, &mixed, Product::O)?)?;
         let inner = product(&self.gate_up, runs, &rms_norm(&x, &self.ff_norm, eps)?, Product::GateUp)?;
-        add(&x, &product(&self.ff_out, runs, &swiglu(&inner)?, Product::Down)?)
+        Ok((add(&x, &product(&self.ff_out, runs, &swiglu(&inner)?, Product::Down)?)?, kv))
     }
 }
 

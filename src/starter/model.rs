@@ -63,6 +63,7 @@ pub fn assemble(transformer: Transformer, sha256: String) -> Result<Model, Model
         text_ids,
         max_positions: config.max_sequence_length,
         block: None,
+        shifted: false,
         d_model: config.d_model,
         n_layers: config.n_layers,
         parameters: parameters(config),

@@ -57,7 +57,7 @@ impl Server {
         change: impl AsyncFnOnce(&mut AppState, &Path),
     ) -> Self {
         let data = tempfile::tempdir().unwrap();
-        let limits = Limits { max_queue, max_rows: 4096, max_running: 16 };
+        let limits = Limits { max_queue, max_rows: 4096, max_running: 16, max_cache_bytes: 1 << 20 };
         let engine = Engine::start(model, limits).unwrap();
         let store = SqliteStore::open(data.path()).await.unwrap();
         let subjects = store.subject_key().clone();

@@ -8,6 +8,7 @@ use lacuna::models::Model;
 use lacuna::models::checkpoint::Checkpoint;
 use serde_json::Value;
 
+mod caches;
 mod folders;
 mod layouts;
 mod logits;
@@ -16,6 +17,7 @@ mod refusals;
 mod replays;
 mod runs;
 mod samplers;
+mod sdar;
 mod text;
 mod vq;
 
@@ -34,7 +36,7 @@ fn ids(value: &Value) -> Vec<u32> {
     value.as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect()
 }
 
-fn model(name: &str) -> Model {
+pub(crate) fn model(name: &str) -> Model {
     open(&folder(name)).unwrap_or_else(|e| panic!("{name}: {e}"))
 }
 

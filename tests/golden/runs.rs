@@ -4,7 +4,7 @@
 use lacuna::diffusion::canvas::Canvas;
 use lacuna::diffusion::denoise::Denoiser;
 use lacuna::diffusion::frame::with_holes;
-use lacuna::diffusion::params::{Ends, TextParams, TextSampler};
+use lacuna::diffusion::params::{Ends, Fidelity, TextParams, TextSampler};
 use lacuna::models::{Backbone, Model};
 use serde_json::Value;
 
@@ -39,6 +39,7 @@ pub(super) fn params(params: &Value, length: &str) -> TextParams {
         },
         guidance_scale: params["cfg_scale"].as_f64().unwrap_or(0.0),
         stop_at_eos: false,
+        fidelity: Fidelity::Exact,
         stop: vec![],
     }
 }
@@ -84,7 +85,7 @@ pub(super) fn understanding(model: &Model) -> Vec<Run> {
     golden["mmu"]["runs"].as_array().unwrap().iter().enumerate().map(run).collect()
 }
 
-fn assert_official(run: &Run) {
+pub(super) fn assert_official(run: &Run) {
     assert_eq!(run.canvas.tokens(), run.output[run.prompt..], "{}", run.label);
     for (position, &step) in run.canvas.commit_steps().iter().enumerate().filter(|_| !run.order.is_empty()) {
         let at = run.order.iter().position(|s| s.contains(&(run.prompt + position)));

@@ -1,12 +1,14 @@
-//! Every greedy run of Dream's samplers, of Fast-dLLM without its caches, and of MMaDA's images: identical in tokens and in
-//! the order of commits, alone and mixed with each other.
+//! Every greedy run of Dream's samplers, of Fast-dLLM without its caches (with them: `caches.rs`), and of MMaDA's images:
+//! identical in tokens and in the order of commits, alone and mixed with each other.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use candle_core::Tensor;
 use lacuna::diffusion::canvas::Canvas;
 use lacuna::diffusion::frame::with_holes;
-use lacuna::diffusion::params::{Ends, ImageParams, ImageSampler, Schedule, TextParams, TextSampler};
+use lacuna::diffusion::params::{Ends, Fidelity, ImageParams, ImageSampler, Schedule, TextParams, TextSampler};
+use lacuna::models::kept::Kept;
 use lacuna::models::{Backbone, Model, ModelError, ModelSpec, Packed};
 use serde_json::Value;
 
@@ -35,6 +37,7 @@ fn text(params: &Value, max_tokens: usize, block_length: usize, sampler: TextSam
         ends: Ends::default(),
         guidance_scale: 0.0,
         stop_at_eos: false,
+        fidelity: Fidelity::Exact,
         stop: vec![],
     }
 }
@@ -64,10 +67,15 @@ fn dream(model: &Model) -> Vec<Run> {
     list(&json("dream", "golden.json")["generate"]).iter().map(run).collect()
 }
 
-/// Runs of Fast-dLLM without caches, and how many forwards each took.
-fn fast_dllm(name: &str, model: &Model) -> (Vec<Run>, Vec<u32>) {
+/// Runs of Fast-dLLM with a cache or without, and how many forwards and rows each took.
+pub(super) fn fast_dllm(name: &str, model: &Model, fidelity: Fidelity) -> (Vec<Run>, Vec<(u32, u64)>) {
     let golden = json("llada_fastdllm", "golden.json");
-    let mine = |case: &&Value| case["model"] == name && case["fn"] == "generate";
+    let function = match fidelity {
+        Fidelity::Exact => "generate",
+        Fidelity::Prefix => "generate_with_prefix_cache",
+        Fidelity::Dual => "generate_with_dual_cache",
+    };
+    let mine = |case: &&Value| case["model"] == name && case["fn"] == function;
     let spec = model.backbone.spec();
     let run = |case: &Value| {
         let params = &case["params"];
@@ -77,7 +85,7 @@ fn fast_dllm(name: &str, model: &Model) -> (Vec<Run>, Vec<u32>) {
             None => TextSampler::LowConfidence,
         };
         let prompt = ids(&case["prompt"]);
-        let text = text(params, size("gen_length"), size("block_length"), sampler);
+        let text = TextParams { fidelity, ..text(params, size("gen_length"), size("block_length"), sampler) };
         let run = Run {
             label: format!("{name}/{params}/{}", prompt.len()),
             canvas: Canvas::text(spec, with_holes(&prompt, spec.mask_id), None, &text, 0).unwrap(),
@@ -85,14 +93,15 @@ fn fast_dllm(name: &str, model: &Model) -> (Vec<Run>, Vec<u32>) {
             order: list(&case["order"]).iter().map(positions).collect(),
             prompt: prompt.len(),
         };
-        (run, case["nfe"].as_u64().unwrap() as u32)
+        let rows = list(&case["calls"]).iter().map(|call| call[0].as_u64().unwrap()).sum();
+        (run, (case["nfe"].as_u64().unwrap() as u32, rows))
     };
     list(&golden["runs"]).iter().filter(mine).map(run).unzip()
 }
 
 /// A model that can never say the mask: the official runs were made so, or Fast-dLLM would wait forever for a position
 /// where the mask is the likeliest.
-struct Unmasked<'a>(&'a dyn Backbone);
+pub(super) struct Unmasked<'a>(pub(super) &'a dyn Backbone);
 
 impl Backbone for Unmasked<'_> {
     fn spec(&self) -> &ModelSpec {
@@ -101,6 +110,10 @@ impl Backbone for Unmasked<'_> {
 
     fn forward(&self, packed: &Packed) -> Result<Tensor, ModelError> {
         self.0.forward(packed)
+    }
+
+    fn forward_keeping(&self, packed: &Packed) -> Result<(Tensor, Vec<Option<Arc<Kept>>>), ModelError> {
+        self.0.forward_keeping(packed)
     }
 
     fn logits(&self, hidden: &Tensor, vocab: Range<u32>) -> Result<Tensor, ModelError> {
@@ -174,13 +187,13 @@ fn dreams_greedy_runs_are_the_official_ones() {
 fn runs_of_fast_dllm_without_caches_are_the_official_ones() {
     for name in ["llada", "llada_gqa_tied"] {
         let model = model(name);
-        let (mut runs, forwards) = fast_dllm(name, &model);
+        let (mut runs, costs) = fast_dllm(name, &model, Fidelity::Exact);
         assert_eq!(runs.len(), 8);
         let backbone = Unmasked(&*model.backbone);
-        check(&backbone, || fast_dllm(name, &model).0);
-        for (run, expected) in runs.iter_mut().zip(forwards) {
+        check(&backbone, || fast_dllm(name, &model, Fidelity::Exact).0);
+        for (run, (forwards, rows)) in runs.iter_mut().zip(costs) {
             lacuna::diffusion::denoise::complete(&backbone, std::slice::from_mut(&mut run.canvas), 1000).unwrap();
-            assert_eq!(run.canvas.forwards(), expected, "{}", run.label);
+            assert_eq!((run.canvas.forwards(), run.canvas.positions_evaluated()), (forwards, rows), "{}", run.label);
         }
     }
 }

@@ -122,6 +122,7 @@ impl ImageRequest {
         limits: &ApiLimits,
         defaults: &ImageDefaults,
     ) -> Result<Plan, ApiError> {
+        check::choice("fidelity", self.fidelity.as_deref().unwrap_or("exact"), &[("exact", ())])?;
         let (prompt, text) = self.take_prompt(served, limits)?;
         let params = self.params(served, limits, defaults)?;
         let parts = self.returns.unwrap_or_default();
@@ -135,7 +136,6 @@ impl ImageRequest {
             n: self.n,
             seed: self.seed,
             negative_prompt: self.negative_prompt,
-            fidelity: self.fidelity,
             adapter: self.adapter,
             priority: self.priority,
             deadline_ms: self.deadline_ms,

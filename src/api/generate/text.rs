@@ -19,7 +19,7 @@ use crate::api::error::{ApiError, Problem};
 use crate::api::extract::Json;
 use crate::api::limits::{ApiLimits, fixed};
 use crate::api::state::App;
-use crate::engine::job::{Prompt, Task, TextParams};
+use crate::engine::job::{Fidelity, Prompt, Task, TextParams};
 
 /// A text request. Exactly one of `prompt`, `messages`, `template`, `prompt_token_ids`.
 #[derive(Debug, Deserialize, ToSchema)]
@@ -38,9 +38,10 @@ pub(crate) struct TextRequest {
     pub n: Option<u64>,
     /// Length of the generated canvas; not with `template`, whose holes say it.
     pub max_tokens: Option<u64>,
-    /// Forwards over the whole canvas.
+    /// Forwards over the whole canvas; with SDAR's samplers those of one block, at most.
     pub steps: Option<u64>,
-    /// Length of a block; blocks are denoised left to right. Absent: see `/info`; the whole canvas for Dream's samplers.
+    /// Length of a block; blocks are denoised left to right. Absent: see `/info`; the whole canvas for Dream's samplers,
+    /// the model's own blocks for SDAR's.
     pub block_length: Option<u64>,
     /// 0 takes the most likely token.
     pub temperature: Option<f64>,
@@ -60,7 +61,8 @@ pub(crate) struct TextRequest {
     pub stop_at_eos: Option<bool>,
     /// Same seed, same text. Random when absent; echoed.
     pub seed: Option<u64>,
-    /// `exact`.
+    /// `exact`, or an approximation by keys and values that are kept within a block (Fast-dLLM): `prefix` keeps those before
+    /// it, `dual` also those after it. Approximations are faster and give other texts; echoed in `params`.
     pub fidelity: Option<String>,
     /// `name@version`, when only that will do.
     pub adapter: Option<String>,
@@ -157,7 +159,6 @@ impl TextRequest {
             n: self.n,
             seed: self.seed,
             negative_prompt: self.negative_prompt,
-            fidelity: self.fidelity,
             adapter: self.adapter,
             priority: self.priority,
             deadline_ms: self.deadline_ms,
@@ -206,14 +207,19 @@ impl TextRequest {
         defaults: &TextDefaults,
     ) -> Result<TextParams, ApiError> {
         let max_tokens = self.canvas(holes, limits, defaults)?;
-        let (sampler, ends) = sampler::text(self.sampler.as_ref(), defaults)?;
+        let (sampler, ends) = sampler::text(self.sampler.as_ref(), served.block.is_some(), defaults)?;
+        let fidelity = self.fidelity.as_deref().unwrap_or("exact");
         let block_length = match (self.block_length, holes) {
             (Some(given), _) => check::size("block_length", given, 1, limits.max_tokens, &check::flag("max_tokens"))?,
+            (None, _) if sampler.per_block() => served.block.unwrap_or(defaults.block_length),
             (None, Some(_)) => served.max_positions, // the canvas is longer than its holes: one block, whatever its length
             (None, None) if sampler.spans_the_canvas() => max_tokens,
             (None, None) => default_block(max_tokens, self.steps, defaults),
         };
-        let steps = self.steps.unwrap_or_else(|| default_steps(max_tokens, block_length, limits, defaults));
+        let steps = self.steps.unwrap_or_else(|| match sampler.per_block() {
+            true => block_length as u64,
+            false => default_steps(max_tokens, block_length, limits, defaults),
+        });
         let temperature = self.temperature.unwrap_or(defaults.temperature);
         let guidance = self.guidance_scale.unwrap_or(defaults.guidance_scale);
         let top_k = self.top_k.unwrap_or(defaults.top_k as u64);
@@ -228,6 +234,7 @@ impl TextRequest {
             ends,
             guidance_scale: check::number("guidance_scale", guidance, 0.0, fixed::GUIDANCE)?,
             stop_at_eos: self.stop_at_eos.unwrap_or(defaults.stop_at_eos),
+            fidelity: check::choice("fidelity", fidelity, &FIDELITIES)?,
             stop: stops(self.stop.as_ref())?,
         })
     }
@@ -248,6 +255,9 @@ impl TextRequest {
         }
     }
 }
+
+const FIDELITIES: [(&str, Fidelity); 3] =
+    [("exact", Fidelity::Exact), ("prefix", Fidelity::Prefix), ("dual", Fidelity::Dual)];
 
 /// Blocks must divide the canvas, and the steps must divide among the blocks. The default is the longest such block
 /// from half the usual length up to it, or else a single block, which always fits.

@@ -19,7 +19,7 @@ pub(super) struct Need {
     weights: u64,
     /// Of one forward with every row taken.
     activations: u64,
-    /// Of the requests that ask for one, if all that may run do, at the greatest length.
+    /// Of the requests that ask for one, if all that may run do, at the greatest length, within the limit.
     caches: u64,
 }
 
@@ -44,7 +44,8 @@ pub(super) fn need(weights: u64, shape: &TransformerConfig, limits: &Engine, wid
     Need {
         weights,
         activations: product(&[rows, row, width]).saturating_add(LOGITS),
-        caches: product(&[running, positions.min(rows), layers, 2, kv_heads, head_dim, width]),
+        caches: product(&[running, positions.min(rows), layers, 2, kv_heads, head_dim, width])
+            .min(limits.max_cache_bytes as u64),
     }
 }
 
@@ -65,7 +66,7 @@ pub(super) fn judge(need: &Need, memory: Option<u64>) -> (Verdict, String) {
             (Verdict::Fail, format!("{found}; {} are free: {advice}", gigabytes(memory)))
         }
         Some(memory) if always.saturating_add(caches) > memory => {
-            (Verdict::Warn, format!("{found}; {} are free: lower --max-running if caches are used", gigabytes(memory)))
+            (Verdict::Warn, format!("{found}; {} are free: lower --max-cache-bytes", gigabytes(memory)))
         }
         Some(memory) => (Verdict::Pass, format!("{found}; {} are free", gigabytes(memory))),
     }
@@ -131,15 +132,17 @@ mod tests {
 
     #[test]
     fn llada_in_bf16_fits_a_large_card_and_says_what_a_small_one_lacks() {
-        let limits = Engine { max_rows: 2048, max_running: 8, ..Engine::default() };
+        let limits = Engine { max_rows: 2048, max_running: 8, max_cache_bytes: 1 << 40, ..Engine::default() };
         let need = need(16_030_000_000, &llada(), &limits, 2);
         // 2048 rows of 2·4096 + 3·12288 values; 8 canvases of 2048 positions of 32·2·4096 values.
         assert_eq!(need.activations, 2048 * 45_056 * 2 + LOGITS);
         assert_eq!(need.caches, 8 * 2048 * 262_144 * 2);
+        let bounded = super::need(0, &llada(), &Engine { max_cache_bytes: 1 << 30, ..limits.clone() }, 2);
+        assert_eq!(bounded.caches, 1 << 30);
         let verdict = |gigabytes: u64| judge(&need, Some(gigabytes * 1_000_000_000));
         assert_eq!(verdict(80).0, Verdict::Pass);
         assert_eq!(verdict(24).0, Verdict::Warn);
-        assert!(verdict(24).1.contains("--max-running"), "{}", verdict(24).1);
+        assert!(verdict(24).1.contains("--max-cache-bytes"), "{}", verdict(24).1);
         let small = verdict(12);
         assert_eq!(small.0, Verdict::Fail);
         assert!(small.1.contains("16.0 GB of weights") && small.1.contains("12.0 GB are free"), "{}", small.1);

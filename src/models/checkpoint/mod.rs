@@ -153,6 +153,7 @@ fn spec(facts: &Facts, text: &TextFiles, name: &str, eos_ids: Vec<u32>) -> Resul
             Pattern::Bidirectional => None,
             Pattern::BlockCausal { block } => Some(block),
         },
+        shifted: config.variant.shifted,
         d_model: config.d_model,
         n_layers: config.n_layers,
         parameters: parameters(config),
