@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::job::{Prompt, Request, Task, TemplatePart};
+use super::job::{Message, Prompt, Request, Task, TemplatePart};
 use super::transcript::Style;
 use super::{EngineError, Limits};
 use crate::diffusion::canvas::Canvas;
@@ -66,6 +66,7 @@ fn text<'a>(model: &'a Model, request: &Request, params: &'a TextParams) -> Resu
     let prefix = match &request.prompt {
         // A client that sends ids knows the model: its mask id is a hole, as in the reference.
         Prompt::Ids(ids) => with_holes(ids, spec.mask_id),
+        Prompt::Messages(messages) => given(&conversation(model, messages)?),
         prompt => given(&model.layout.text_prefix(&ids(model, "prompt", prompt)?)),
     };
     let negative = match &request.negative_prompt {
@@ -97,8 +98,16 @@ fn ids(model: &Model, field: &'static str, prompt: &Prompt) -> Result<Vec<u32>, 
     match prompt {
         Prompt::Text(text) => encode(model, field, text),
         Prompt::Ids(ids) => Ok(ids.clone()),
-        Prompt::Template(_) => Err(Invalid::new(field, "a template is only possible as the prompt of a text").into()),
+        Prompt::Template(_) | Prompt::Messages(_) => {
+            Err(Invalid::new(field, "a template or a conversation is only possible as the prompt of a text").into())
+        }
     }
+}
+
+/// The ids before the answer.
+fn conversation(model: &Model, messages: &[Message]) -> Result<Vec<u32>, EngineError> {
+    let ids = model.layout.conversation(&model.tokenizer, messages);
+    ids.map_err(|e| Invalid::new("messages", e.to_string()).into())
 }
 
 fn encode(model: &Model, field: &'static str, text: &str) -> Result<Vec<u32>, EngineError> {

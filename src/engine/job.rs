@@ -7,6 +7,8 @@ use uuid::Uuid;
 
 use crate::adapters::VersionId;
 
+pub use crate::text::Message;
+
 pub use crate::diffusion::params::{FinishReason, ImageParams, ImageSampler, Schedule, TextParams, TextSampler};
 
 /// Who goes first when the device is busy.
@@ -29,6 +31,8 @@ pub enum Prompt {
     Text(String),
     /// Raw ids. For text they are the whole prefix (no layout is added); for images the text before any layout.
     Ids(Vec<u32>),
+    /// A conversation that the model answers, laid out by its chat template.
+    Messages(Vec<Message>),
     /// Text with holes: literal pieces and holes of so many tokens each. The canvas is all of it.
     Template(Vec<TemplatePart>),
 }

@@ -18,7 +18,7 @@ use crate::api::error::{ApiError, Problem};
 use crate::api::extract::Json;
 use crate::api::limits::{ApiLimits, fixed};
 use crate::api::state::App;
-use crate::engine::job::{Prompt, Task, TextParams, TextSampler};
+use crate::engine::job::{self, Prompt, Task, TextParams, TextSampler};
 
 /// A text request. Exactly one of `prompt`, `messages`, `template`, `prompt_token_ids`.
 #[derive(Debug, Deserialize, ToSchema)]
@@ -27,7 +27,7 @@ use crate::engine::job::{Prompt, Task, TextParams, TextSampler};
 pub(crate) struct TextRequest {
     /// Text to continue.
     pub prompt: Option<String>,
-    /// A conversation; contents are joined by line breaks.
+    /// A conversation to answer, laid out by the model's chat template; the built-in model reads the contents line by line.
     pub messages: Option<Vec<Message>>,
     /// Text with holes to fill.
     pub template: Option<Template>,
@@ -199,12 +199,19 @@ impl TextRequest {
             let (parts, holes) = template.parts(limits)?;
             return Ok((Prompt::Template(parts), Some(text), Some(holes)));
         }
-        let (field, text) = match self.messages.take() {
-            Some(messages) => ("messages", conversation(&messages)?),
-            None => ("prompt", self.prompt.take().unwrap_or_default()),
+        let (field, text, prompt) = match self.messages.take() {
+            Some(messages) => {
+                let text = conversation(&messages)?;
+                let said = messages.into_iter().map(|Message { role, content }| job::Message { role, content });
+                ("messages", text, Prompt::Messages(said.collect()))
+            }
+            None => {
+                let text = self.prompt.take().unwrap_or_default();
+                ("prompt", text.clone(), Prompt::Text(text))
+            }
         };
         check::chars(field, &text, limits.max_prompt_chars, &check::flag("max_prompt_chars"))?;
-        Ok((Prompt::Text(text.clone()), Some(text), None))
+        Ok((prompt, Some(text), None))
     }
 
     fn params(
@@ -273,6 +280,7 @@ fn default_steps(max_tokens: usize, block_length: usize, limits: &ApiLimits, def
     ((steps / blocks).max(1) * blocks) as u64
 }
 
+/// What the log keeps of a conversation, checked.
 fn conversation(messages: &[Message]) -> Result<String, ApiError> {
     check::count("messages", messages.len(), fixed::MESSAGES, FIXED)?;
     if messages.is_empty() {
