@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use clap::{ArgMatches, Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 use serde::Serialize;
 
-use crate::config::{ConfigError, Engine, Resolved, Telemetry};
+use crate::config::{ConfigError, Engine, Resolved, Store, Telemetry};
 
 pub mod adapters;
 pub mod bench;
@@ -72,6 +72,20 @@ pub struct Local {
     /// What is run.
     #[command(flatten)]
     pub engine: Engine,
+    /// Log lines.
+    #[command(flatten)]
+    pub telemetry: Telemetry,
+}
+
+/// Options of the commands that also open a log.
+#[derive(Debug, Clone, Args, Serialize)]
+pub struct WithLog {
+    /// What is run.
+    #[command(flatten)]
+    pub engine: Engine,
+    /// The log.
+    #[command(flatten)]
+    pub store: Store,
     /// Log lines.
     #[command(flatten)]
     pub telemetry: Telemetry,

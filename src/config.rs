@@ -89,10 +89,10 @@ pub enum DeviceKind {
 #[command(next_help_heading = "Engine")]
 #[serde(default, deny_unknown_fields)]
 pub struct Engine {
-    /// Model: `starter`, which is built in, a folder with config.json and safetensors, or ORG/NAME[@revision] of the hub
+    /// Model: `starter`, which is built in, a folder with config.json and safetensors, or ORG/NAME@REVISION of the hub
     #[arg(long, env = "LACUNA_MODEL", default_value_t = Engine::default().model)]
     pub model: String,
-    /// Image codec of a model that draws: a folder or ORG/NAME[@revision] [default: showlab/magvitv2, for models of the
+    /// Image codec of a model that draws: a folder or ORG/NAME@REVISION \[default: showlab/magvitv2, for models of the
     /// hub]
     #[arg(long, env = "LACUNA_CODEC")]
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -11,6 +11,7 @@ pub mod diffusion;
 pub mod engine;
 pub mod hub;
 pub mod models;
+pub mod net;
 pub mod rl;
 pub mod starter;
 pub mod store;

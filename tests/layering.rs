@@ -18,12 +18,13 @@ const COMMON: &[&str] = &["error", "telemetry"];
 const LAYERS: &[Layer] = &[
     Layer { name: "models", may: &["text"], never: &["tokio", "axum", "sqlx"] },
     Layer { name: "text", may: &[], never: &["tokio", "axum", "sqlx"] },
-    Layer { name: "hub", may: &[], never: &["axum", "sqlx"] },
+    Layer { name: "net", may: &[], never: &["axum", "sqlx", "candle_core", "candle_nn"] },
+    Layer { name: "hub", may: &["net"], never: &["axum", "sqlx"] },
     Layer { name: "adapters", may: &["models"], never: &["axum", "sqlx"] },
     Layer { name: "diffusion", may: &["models", "adapters"], never: &["tokio", "axum", "sqlx"] },
     Layer { name: "engine", may: &["diffusion", "models", "adapters", "text"], never: &["axum", "sqlx"] },
     Layer { name: "store", may: &[], never: &["axum", "candle_core", "candle_nn"] },
-    Layer { name: "rl", may: &["models", "diffusion", "adapters", "store", "engine"], never: &["axum"] },
+    Layer { name: "rl", may: &["models", "diffusion", "adapters", "store", "engine", "net"], never: &["axum"] },
     Layer {
         name: "api",
         may: &["engine", "store", "rl", "adapters"],

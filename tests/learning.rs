@@ -190,7 +190,7 @@ async fn a_log_can_be_learned_from_without_a_server() {
     };
     let refused = train();
     let message = String::from_utf8_lossy(&refused.stderr).into_owned();
-    assert!(!refused.status.success() && message.contains("another process"), "{message}");
+    assert!(!refused.status.success() && message.contains("in use by another server"), "{message}");
     server.signal("TERM");
     assert!(server.wait().success());
     let made = train();

@@ -3,7 +3,7 @@
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use crate::engine::job::{ImageParams, ImageSampler, Schedule, TextParams, TextSampler};
+use crate::engine::job::{Ends, ImageParams, ImageSampler, Schedule, TextParams, TextSampler};
 
 /// Defaults of both generate routes.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, ToSchema)]
@@ -31,6 +31,10 @@ pub struct TextDefaults {
     pub top_k: usize,
     /// Confidence of sampler `threshold`.
     pub threshold: f64,
+    /// Of sampler `factor`.
+    pub factor: f64,
+    /// Where the schedule of Dream's samplers ends.
+    pub eps: f64,
     /// 0 is off.
     pub guidance_scale: f64,
     /// End when EOS and everything before it are committed.
@@ -47,6 +51,8 @@ impl Default for TextDefaults {
             top_p: 1.0,
             top_k: 0,
             threshold: 0.9,
+            factor: 1.0,
+            eps: 1e-3,
             guidance_scale: 0.0,
             stop_at_eos: true,
         }
@@ -65,6 +71,7 @@ impl TextDefaults {
             top_p: self.top_p,
             top_k: self.top_k,
             sampler: TextSampler::LowConfidence,
+            ends: Ends::default(),
             guidance_scale: self.guidance_scale,
             stop_at_eos: self.stop_at_eos,
             stop: Vec::new(),
@@ -81,7 +88,7 @@ pub struct ImageDefaults {
     pub guidance_scale: f64,
     /// Noise of the reveal order.
     pub temperature: f64,
-    /// Temperature of the token draws of `maskgit`, unless `temperature` is 0.
+    /// Temperature of the token draws of `maskgit` (not `maskgit_compat`, which has 1), unless `temperature` is 0.
     pub token_temperature: f64,
     /// Previews of a streamed image, spread over its steps, when `preview_every` is absent.
     pub previews: usize,

@@ -54,6 +54,8 @@ pub mod fixed {
     pub const TEMPLATE_PARTS: usize = 128;
     /// `temperature` and `token_temperature`.
     pub const TEMPERATURE: f64 = 10.0;
+    /// `sampler.factor`.
+    pub const FACTOR: f64 = 100.0;
     /// `guidance_scale`.
     pub const GUIDANCE: f64 = 50.0;
     /// `top_k`.

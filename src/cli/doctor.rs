@@ -6,8 +6,8 @@ use std::process::ExitCode;
 
 use clap::{ArgMatches, Args};
 
-use super::{ConfigFile, host, term};
-use crate::config::{Config, Engine, Store, Telemetry};
+use super::{ConfigFile, WithLog, host, term};
+use crate::config::Config;
 
 mod fit;
 
@@ -19,21 +19,7 @@ pub struct DoctorArgs {
     pub file: ConfigFile,
     /// What is checked.
     #[command(flatten)]
-    pub sections: Checked,
-}
-
-/// Sections of the configuration that are checked.
-#[derive(Debug, Clone, Args, serde::Serialize)]
-pub struct Checked {
-    /// Model and device.
-    #[command(flatten)]
-    pub engine: Engine,
-    /// The log.
-    #[command(flatten)]
-    pub store: Store,
-    /// Log lines.
-    #[command(flatten)]
-    pub telemetry: Telemetry,
+    pub sections: WithLog,
 }
 
 /// How a check ended.

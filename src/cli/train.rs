@@ -8,12 +8,11 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{ArgMatches, Args};
-use serde::Serialize;
 use serde_json::Value;
 
 use super::demo::Task;
-use super::{ConfigFile, host, learning, term};
-use crate::config::{Config, Engine, Store, Telemetry};
+use super::{ConfigFile, WithLog, host, learning, term};
+use crate::config::Config;
 use crate::rl::trainer;
 use crate::store::{SqliteStore, Store as _};
 use crate::telemetry;
@@ -69,21 +68,7 @@ pub struct TrainArgs {
     pub file: ConfigFile,
     /// What is run, and where the log is.
     #[command(flatten)]
-    pub sections: Sections,
-}
-
-/// Sections of the configuration with flags here.
-#[derive(Debug, Clone, Args, Serialize)]
-pub struct Sections {
-    /// What is run.
-    #[command(flatten)]
-    pub engine: Engine,
-    /// The log.
-    #[command(flatten)]
-    pub store: Store,
-    /// Log lines.
-    #[command(flatten)]
-    pub telemetry: Telemetry,
+    pub sections: WithLog,
 }
 
 fn object(text: &str) -> Result<Value, String> {

@@ -7,7 +7,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::params::{FinishReason, Invalid};
-use super::sample::{Draw, Rule};
+use super::sample::{Barred, Draw, Rule};
 use super::select::{Policy, View};
 use crate::models::lora::Lora;
 
@@ -42,9 +42,9 @@ pub(crate) struct Parts {
     pub(crate) origin: usize,
     pub(crate) unconditional: Option<Unconditional>,
     pub(crate) policy: Policy,
-    /// Ids that may be drawn, and indices into them that may not.
+    /// Ids that may be drawn, and indices into them that are special.
     pub(crate) vocab: Range<u32>,
-    pub(crate) banned: Arc<[usize]>,
+    pub(crate) barred: Arc<Barred>,
     pub(crate) mask_id: u32,
     /// Ids that end the text; none for images.
     pub(crate) eos: Vec<u32>,
@@ -88,7 +88,7 @@ pub struct Canvas {
     unconditional: Option<Unconditional>,
     policy: Policy,
     vocab: Range<u32>,
-    banned: Arc<[usize]>,
+    barred: Arc<Barred>,
     eos: Vec<u32>,
     stop_at_eos: bool,
     seed: u64,
@@ -125,7 +125,7 @@ impl Canvas {
             unconditional: parts.unconditional,
             policy: parts.policy,
             vocab: parts.vocab,
-            banned: parts.banned,
+            barred: parts.barred,
             eos: parts.eos,
             stop_at_eos: parts.stop_at_eos,
             seed: parts.seed,
@@ -217,10 +217,10 @@ impl Canvas {
             }
         }
         self.find_end();
-        let before = self.block();
+        let before = self.policy.block();
         self.policy.advance();
         self.prepare();
-        let block = before.filter(|&b| self.block() != Some(b) || self.left == 0);
+        let block = before.filter(|&b| self.policy.block() != Some(b) || self.left == 0);
         StepOutcome { step, commits, block, finish: self.finish() }
     }
 
@@ -281,8 +281,8 @@ impl Canvas {
         self.policy.rule()
     }
 
-    pub(crate) fn banned(&self) -> &[usize] {
-        &self.banned
+    pub(crate) fn barred(&self) -> &Barred {
+        &self.barred
     }
 
     /// Key of a position's random draws in the next step.
@@ -306,14 +306,6 @@ impl Canvas {
     #[must_use]
     pub fn is_image(&self) -> bool {
         matches!(self.policy, Policy::Image(_))
-    }
-
-    /// The block that is being denoised; `None` for images and when all are done.
-    fn block(&self) -> Option<u32> {
-        match &self.policy {
-            Policy::Text(t) => (t.block < t.blocks.len()).then_some(t.block as u32),
-            Policy::Image(_) => None,
-        }
     }
 
     /// Its seed.

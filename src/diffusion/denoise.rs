@@ -126,8 +126,8 @@ fn draw_one(chunk: &Chunk<'_>, logits: &[f32], task: &Task, canvases: &[&mut Can
     let u = uniform(seed, Purpose::Token, step, counter);
     let conditional = chunk.conditional(logits, task);
     let drawn = match (chunk.unconditional(logits, task), canvas.unconditional()) {
-        (Some(row), Some(side)) => draw(&combine(conditional, row, side.scale), canvas.banned(), canvas.rule(), u),
-        _ => draw(conditional, canvas.banned(), canvas.rule(), u),
+        (Some(row), Some(side)) => draw(&combine(conditional, row, side.scale), canvas.barred(), canvas.rule(), u),
+        _ => draw(conditional, canvas.barred(), canvas.rule(), u),
     };
     drawn.ok_or(NotFinite { position: task.position })
 }

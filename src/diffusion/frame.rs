@@ -2,11 +2,12 @@
 //!
 //! Works on token ids; whoever calls has tokenised the text and applied the family's layout.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use super::canvas::{Canvas, Parts, Unconditional};
-use super::params::{ImageParams, Invalid, TextParams};
-use super::sample::Rule;
+use super::params::{Ends, ImageParams, Invalid, TextParams};
+use super::sample::Barred;
 use super::schedule::{Block, even_blocks, template_blocks};
 use super::select::Policy;
 use crate::models::ModelSpec;
@@ -105,7 +106,7 @@ impl Canvas {
             body,
             unconditional,
             policy: Policy::image(params),
-            banned: banned(spec, &codes),
+            barred: Arc::new(Barred { never: banned(spec, &codes), ..Barred::default() }),
             vocab: codes,
             mask_id: spec.mask_id,
             eos: Vec::new(),
@@ -125,14 +126,13 @@ fn build_text(
     seed: u64,
 ) -> Result<Canvas, Invalid> {
     check_size(spec, "max_tokens", &ids, unconditional.as_ref())?;
-    let rule = Rule { temperature: params.temperature, top_k: params.top_k, top_p: params.top_p };
     Canvas::new(Parts {
         body: start..ids.len(),
         ids,
         origin: 0,
         unconditional,
-        policy: Policy::text(params.sampler, rule, blocks),
-        banned: banned(spec, &spec.text_ids),
+        policy: Policy::text(params, blocks),
+        barred: barred(spec, params.ends)?.into(),
         vocab: spec.text_ids.clone(),
         mask_id: spec.mask_id,
         eos: spec.eos_ids.clone(),
@@ -179,13 +179,32 @@ fn guided(scale: f64) -> Option<f32> {
     (scale > 0.0).then_some(scale as f32)
 }
 
-/// Indices within `vocab` of what must never be drawn: the mask and the banned ids.
-fn banned(spec: &ModelSpec, vocab: &std::ops::Range<u32>) -> Arc<[usize]> {
-    let ids = spec.banned_ids.iter().chain([&spec.mask_id]);
+/// Indices within `vocab` of `ids`, each once.
+fn indices<'a>(ids: impl Iterator<Item = &'a u32>, vocab: &Range<u32>) -> Vec<usize> {
     let mut indices: Vec<usize> = ids.filter(|id| vocab.contains(id)).map(|id| (id - vocab.start) as usize).collect();
     indices.sort_unstable();
     indices.dedup();
-    indices.into()
+    indices
+}
+
+/// Indices within `vocab` of what must never be drawn: the mask and the banned ids.
+fn banned(spec: &ModelSpec, vocab: &Range<u32>) -> Vec<usize> {
+    indices(spec.banned_ids.iter().chain([&spec.mask_id]), vocab)
+}
+
+/// What is special about the ids of a text.
+fn barred(spec: &ModelSpec, ends: Ends) -> Result<Barred, Invalid> {
+    let of = |wanted: bool, field: &'static str, ids: &[u32]| match (wanted, ids) {
+        (false, _) => Ok(Vec::new()),
+        (true, []) => Err(Invalid::new(field, format!("{} has no id that ends a text; leave it out", spec.name))),
+        (true, ids) => Ok(indices(ids.iter(), &spec.text_ids)),
+    };
+    let eos = &spec.eos_ids;
+    let absent = of(ends.logits_eos_inf, "sampler.logits_eos_inf", &eos[..eos.len().min(1)])?;
+    let doubted = of(ends.confidence_eos_eot_inf, "sampler.confidence_eos_eot_inf", eos)?;
+    let mut never = banned(spec, &spec.text_ids);
+    never.retain(|index| !absent.contains(index));
+    Ok(Barred { never, absent, doubted })
 }
 
 fn check_size(

@@ -20,7 +20,11 @@ impl Invalid {
     }
 }
 
-/// How a masked text position gets its token and when it commits (`reference` names: LLaDA, Fast-dLLM).
+/// How a masked text position gets its token and when it commits, by the names of the official codes: LLaDA
+/// (`low_confidence`, `random`), Fast-dLLM (`threshold`, `factor`), Dream (the others).
+///
+/// Dream's samplers rank by the distribution that tokens are drawn from, tempered and filtered. Of a block's masked
+/// positions a step commits the share `1 − t(i+1)/t(i)`, with t falling evenly from 1 to `eps` over its steps.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum TextSampler {
@@ -33,6 +37,48 @@ pub enum TextSampler {
         /// Probability in `(0, 1]`.
         threshold: f64,
     },
+    /// The most confident positions commit while the r-th of them is at least `1 − factor/(r + 1)` confident, and always
+    /// the best one (Fast-dLLM).
+    Factor {
+        /// From 0 (one per step) on.
+        factor: f64,
+    },
+    /// Every masked position commits with the step's share as its probability (Dream `origin`).
+    Origin {
+        /// In `(0, 1)`.
+        eps: f64,
+    },
+    /// The likeliest tokens commit (Dream `maskgit_plus`).
+    MaskgitPlus {
+        /// In `(0, 1)`.
+        eps: f64,
+        /// Temperature of the choice of positions; 0 takes the highest.
+        alg_temp: f64,
+    },
+    /// The positions whose two likeliest tokens differ most in probability commit (Dream `topk_margin`).
+    TopkMargin {
+        /// In `(0, 1)`.
+        eps: f64,
+        /// Temperature of the choice of positions; 0 takes the highest.
+        alg_temp: f64,
+    },
+    /// The positions of least entropy commit (Dream `entropy`).
+    Entropy {
+        /// In `(0, 1)`.
+        eps: f64,
+        /// Temperature of the choice of positions; 0 takes the highest.
+        alg_temp: f64,
+    },
+}
+
+/// What a sampler makes of the ids that end a text (LLaDA's options).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ends {
+    /// EOS, the first of the model's end ids, is never drawn and counts in no confidence.
+    pub logits_eos_inf: bool,
+    /// Every end id may be drawn, but has no confidence: it commits last. (At a temperature above 0 the official code
+    /// forgets EOS and doubts EOT alone.)
+    pub confidence_eos_eot_inf: bool,
 }
 
 /// How masked image positions commit.
@@ -41,6 +87,9 @@ pub enum TextSampler {
 pub enum ImageSampler {
     /// Confidence order with annealed Gumbel noise (MaskGIT, MMaDA).
     Maskgit,
+    /// The same with MMaDA's rules to the letter: the noise of step i is `temperature·∏(1 − (j+1)/steps)` over all
+    /// j ≤ i, and all cells as confident as the last one to commit do so too.
+    MaskgitCompat,
     /// Ancestral sampling of the absorbing process (MaskGRPO, Alg. 4).
     Emerge,
 }
@@ -55,6 +104,8 @@ pub enum Schedule {
     Linear,
     /// 1 − r².
     Pow2,
+    /// (σ(3) − σ(6r − 3)) / (σ(3) − σ(−3)).
+    Sigmoid,
 }
 
 /// Parameters of a text completion, already validated against the limits.
@@ -62,7 +113,7 @@ pub enum Schedule {
 pub struct TextParams {
     /// Length of the generated canvas; a template ignores it.
     pub max_tokens: usize,
-    /// Forwards over the whole canvas; spread over the blocks. With `threshold` an upper bound.
+    /// Forwards over the whole canvas; spread over the blocks. With `threshold` and `factor` an upper bound.
     pub steps: usize,
     /// Length of a semi-autoregressive block; `max_tokens` for one block.
     pub block_length: usize,
@@ -74,6 +125,9 @@ pub struct TextParams {
     pub top_k: usize,
     /// Which positions commit.
     pub sampler: TextSampler,
+    /// What it makes of end ids.
+    #[serde(default)]
+    pub ends: Ends,
     /// w in (1+w)·conditional − w·unconditional; 0 is off.
     pub guidance_scale: f64,
     /// End when EOS and everything before it are committed.
@@ -126,10 +180,40 @@ impl TextParams {
         not_negative("temperature", self.temperature)?;
         not_negative("guidance_scale", self.guidance_scale)?;
         share("top_p", self.top_p)?;
-        if let TextSampler::Threshold { threshold } = self.sampler {
-            share("sampler.threshold", threshold)?;
+        self.sampler.check(self.ends)
+    }
+}
+
+impl TextSampler {
+    /// A fixed plan commits the same number of positions per step whatever the model says.
+    pub(crate) fn adaptive(self) -> bool {
+        matches!(self, Self::Threshold { .. } | Self::Factor { .. })
+    }
+
+    /// The reference knows no blocks.
+    #[must_use]
+    pub fn spans_the_canvas(self) -> bool {
+        matches!(self, Self::Origin { .. } | Self::MaskgitPlus { .. } | Self::TopkMargin { .. } | Self::Entropy { .. })
+    }
+
+    fn check(self, ends: Ends) -> Result<(), Invalid> {
+        let by_confidence = matches!(self, Self::LowConfidence) || self.adaptive();
+        if ends.confidence_eos_eot_inf && !by_confidence {
+            let message = "has no meaning for this sampler; leave it out, or use low_confidence, threshold or factor";
+            return Err(Invalid::new("sampler.confidence_eos_eot_inf", message));
         }
-        Ok(())
+        match self {
+            Self::LowConfidence | Self::Random => Ok(()),
+            Self::Threshold { threshold } => share("sampler.threshold", threshold),
+            Self::Factor { factor } => not_negative("sampler.factor", factor),
+            Self::Origin { eps } => inside("sampler.eps", eps),
+            Self::MaskgitPlus { eps, alg_temp }
+            | Self::TopkMargin { eps, alg_temp }
+            | Self::Entropy { eps, alg_temp } => {
+                inside("sampler.eps", eps)?;
+                not_negative("sampler.alg_temp", alg_temp)
+            }
+        }
     }
 }
 
@@ -145,8 +229,8 @@ impl ImageParams {
     /// Temperature at which codes are drawn.
     pub(crate) fn draw_temperature(&self) -> f64 {
         let default = match self.sampler {
-            ImageSampler::Maskgit if self.temperature > 0.0 => 1.0,
-            ImageSampler::Maskgit | ImageSampler::Emerge => self.temperature,
+            ImageSampler::Maskgit | ImageSampler::MaskgitCompat if self.temperature > 0.0 => 1.0,
+            _ => self.temperature,
         };
         self.token_temperature.unwrap_or(default)
     }
@@ -171,4 +255,11 @@ fn share(field: &'static str, actual: f64) -> Result<(), Invalid> {
         return Ok(());
     }
     Err(Invalid::new(field, format!("must be above 0 and at most 1, got {actual}")))
+}
+
+fn inside(field: &'static str, actual: f64) -> Result<(), Invalid> {
+    if actual > 0.0 && actual < 1.0 {
+        return Ok(());
+    }
+    Err(Invalid::new(field, format!("must be above 0 and below 1, got {actual}")))
 }

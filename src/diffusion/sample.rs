@@ -12,8 +12,43 @@ pub struct Rule {
     pub temperature: f64,
     /// Ids kept, the most likely first; 0 keeps all.
     pub top_k: usize,
-    /// Smallest share of the probability to keep, after `top_k`; 1 keeps all.
+    /// Smallest share of the probability to keep; 1 keeps all.
     pub top_p: f64,
+    /// What a position is ranked by.
+    pub score: Score,
+}
+
+/// What positions are ranked by; the highest commit first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Score {
+    /// The token's probability under softmax(logits), nothing scaled, filtered or banned (LLaDA, MaskGIT).
+    Plain,
+    /// The same among the ids that may be drawn (Fast-dLLM).
+    Allowed,
+    /// The token's probability in the tempered and filtered distribution (Dream).
+    Filtered,
+    /// How far the two likeliest ids are apart in it (Dream).
+    Margin,
+    /// Its negative entropy (Dream).
+    NegativeEntropy,
+}
+
+impl Score {
+    /// Dream takes the nucleus of the whole distribution and then the top k; the others take the nucleus of the top k.
+    fn nucleus_first(self) -> bool {
+        matches!(self, Self::Filtered | Self::Margin | Self::NegativeEntropy)
+    }
+}
+
+/// Indices of a row that are special.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Barred {
+    /// Never drawn, yet part of the softmax (the mask id).
+    pub never: Vec<usize>,
+    /// Never drawn and no part of anything.
+    pub absent: Vec<usize>,
+    /// Drawn as any, but without any confidence.
+    pub doubted: Vec<usize>,
 }
 
 /// A drawn token and what the model thought of it.
@@ -23,40 +58,84 @@ pub struct Draw {
     pub index: usize,
     /// Its probability under softmax(logits), nothing scaled, filtered or banned: the reference's confidence.
     pub confidence: f64,
-    /// Its probability among the ids that may be drawn, nothing scaled or filtered.
-    pub share: f64,
+    /// What the position is ranked by.
+    pub score: f64,
     /// Its log-probability among the ids that may be drawn, nothing scaled or filtered.
     pub logprob: f64,
 }
 
-/// Draws from `row` (logits, one per id) with `uniform` in `[0, 1)`. `banned` are indices that are never drawn.
-/// `None` when no id is left or the row is not finite.
+/// Draws from `row` (logits, one per id) with `uniform` in `[0, 1)`. `None` when no id is left or the row is not
+/// finite.
 #[must_use]
-pub fn draw(row: &[f32], banned: &[usize], rule: Rule, uniform: f64) -> Option<Draw> {
+pub fn draw(row: &[f32], barred: &Barred, rule: Rule, uniform: f64) -> Option<Draw> {
     let mut allowed = row.to_vec();
-    for &i in banned {
-        if let Some(logit) = allowed.get_mut(i) {
-            *logit = f32::NEG_INFINITY;
-        }
-    }
+    set(&mut allowed, &barred.never, f32::NEG_INFINITY);
+    set(&mut allowed, &barred.absent, f32::NEG_INFINITY);
     let highest = highest(&allowed);
     // The first of the highest; none when nothing is left or the row is not finite.
     let best = allowed.iter().position(|&logit| logit == highest && logit.is_finite())?;
     let top = f64::from(highest);
     let mut plain = vec![0.0; row.len()];
     let allowed_mass = weights(&allowed, top, 1.0, &mut plain);
-    let banned_mass: f64 = banned.iter().filter_map(|&i| row.get(i)).map(|&l| (f64::from(l) - top).exp()).sum();
+    let banned_mass: f64 = barred.never.iter().filter_map(|&i| row.get(i)).map(|&l| (f64::from(l) - top).exp()).sum();
     // A banned logit may be far above the rest: then the confidence is 0.
     if !allowed_mass.is_finite() || banned_mass.is_nan() {
         return None;
     }
     let index = if rule.temperature > 0.0 { categorical(&allowed, top, rule, uniform) } else { best };
-    Some(Draw {
-        index,
-        confidence: plain[index] / (allowed_mass + banned_mass),
-        share: plain[index] / allowed_mass,
-        logprob: f64::from(allowed[index]) - top - allowed_mass.ln(),
-    })
+    let logprob = f64::from(allowed[index]) - top - allowed_mass.ln();
+    // Taken out of the sum term by term: they may be nearly all of it.
+    let mut sure = allowed_mass;
+    if !barred.doubted.is_empty() {
+        set(&mut plain, &barred.doubted, 0.0);
+        sure = plain.iter().sum();
+    }
+    let probability = |mass: f64| if plain[index] > 0.0 { plain[index] / mass } else { 0.0 };
+    let confidence = probability(sure + banned_mass);
+    let score = match rule.score {
+        Score::Plain => confidence,
+        Score::Allowed => probability(sure),
+        _ => filtered_score(row, barred, rule, index),
+    };
+    Some(Draw { index, confidence, score, logprob })
+}
+
+/// Sets what `indices` name to `value`.
+fn set<T: Copy>(row: &mut [T], indices: &[usize], value: T) {
+    for &i in indices {
+        if let Some(slot) = row.get_mut(i) {
+            *slot = value;
+        }
+    }
+}
+
+/// Dream's scores. Its code knows no banned ids, so they are part of the distribution; where one of them is the
+/// likeliest of all, the position waits for the others.
+fn filtered_score(row: &[f32], barred: &Barred, rule: Rule, index: usize) -> f64 {
+    let mut row = row.to_vec();
+    set(&mut row, &barred.absent, f32::NEG_INFINITY);
+    let top = highest(&row);
+    if barred.never.iter().any(|&i| row.get(i) == Some(&top)) {
+        return f64::NEG_INFINITY;
+    }
+    let scale = if rule.temperature > 0.0 { 1.0 / rule.temperature } else { 1.0 };
+    let mut p = vec![0.0; row.len()];
+    weights(&row, f64::from(top), scale, &mut p);
+    filter(&mut p, rule);
+    let total: f64 = p.iter().sum();
+    p.iter_mut().for_each(|p| *p /= total);
+    match rule.score {
+        Score::Margin => {
+            let (mut first, mut second) = (0.0, 0.0);
+            for &p in &p {
+                second = f64::max(second, p.min(first));
+                first = f64::max(first, p);
+            }
+            first - second
+        }
+        Score::NegativeEntropy => p.iter().map(|p| p * (p + 1e-10).ln()).sum(),
+        _ => p[index],
+    }
 }
 
 /// The smallest index whose cumulative weight exceeds `uniform` of the total; `top` is the largest logit.
@@ -81,8 +160,7 @@ fn categorical(row: &[f32], top: f64, rule: Rule, uniform: f64) -> usize {
     last
 }
 
-/// Zeroes the weights outside the top k and then outside the nucleus; false when there is neither. Of equals the
-/// lowest id stays.
+/// Zeroes the weights outside the top k and the nucleus; false when there is neither. Of equals the lowest id stays.
 fn filter(weights: &mut [f64], rule: Rule) -> bool {
     let (k, p) = (rule.top_k, rule.top_p);
     if (k == 0 || k >= weights.len()) && p >= 1.0 {
@@ -90,13 +168,16 @@ fn filter(weights: &mut [f64], rule: Rule) -> bool {
     }
     let mut order: Vec<usize> = (0..weights.len()).collect();
     let by_weight = |a: &usize, b: &usize| weights[*b].total_cmp(&weights[*a]).then(a.cmp(b));
-    if k > 0 && k < order.len() {
-        order.select_nth_unstable_by(k - 1, by_weight);
-        order.truncate(k);
+    let limit = if k > 0 { k.min(order.len()) } else { order.len() };
+    // Of what the nucleus is a share.
+    let whole = if rule.score.nucleus_first() { Some(weights.iter().sum::<f64>()) } else { None };
+    if limit < order.len() {
+        order.select_nth_unstable_by(limit - 1, by_weight);
+        order.truncate(limit);
     }
     if p < 1.0 {
         order.sort_unstable_by(by_weight);
-        let total: f64 = order.iter().map(|&i| weights[i]).sum();
+        let total = whole.unwrap_or_else(|| order.iter().map(|&i| weights[i]).sum());
         let mut cumulative = 0.0;
         let kept = order.iter().take_while(|&&i| {
             let before = cumulative;
@@ -117,11 +198,15 @@ mod tests {
     use super::*;
     use crate::diffusion::rng::{Purpose, uniform};
 
-    const PLAIN: Rule = Rule { temperature: 1.0, top_k: 0, top_p: 1.0 };
-    const GREEDY: Rule = Rule { temperature: 0.0, top_k: 0, top_p: 1.0 };
+    const PLAIN: Rule = Rule { temperature: 1.0, top_k: 0, top_p: 1.0, score: Score::Plain };
+    const GREEDY: Rule = Rule { temperature: 0.0, top_k: 0, top_p: 1.0, score: Score::Plain };
+
+    fn never(banned: &[usize]) -> Barred {
+        Barred { never: banned.to_vec(), ..Barred::default() }
+    }
 
     fn index(row: &[f32], banned: &[usize], rule: Rule, u: f64) -> usize {
-        draw(row, banned, rule, u).unwrap().index
+        draw(row, &never(banned), rule, u).unwrap().index
     }
 
     #[test]
@@ -129,20 +214,20 @@ mod tests {
         let row = [0.0, 3.0, 3.0, 9.0];
         assert_eq!(index(&row, &[3], GREEDY, 0.9), 1);
         assert_eq!(index(&row, &[], GREEDY, 0.0), 3);
-        assert!(draw(&row, &[0, 1, 2, 3], GREEDY, 0.5).is_none());
+        assert!(draw(&row, &never(&[0, 1, 2, 3]), GREEDY, 0.5).is_none());
     }
 
     #[test]
     fn confidence_counts_banned_ids_and_logprob_does_not() {
-        let d = draw(&[0.0, 0.0, 0.0, 0.0], &[2, 3], GREEDY, 0.0).unwrap();
+        let d = draw(&[0.0, 0.0, 0.0, 0.0], &never(&[2, 3]), GREEDY, 0.0).unwrap();
         assert!((d.confidence - 0.25).abs() < 1e-12);
         assert!((d.logprob - 0.5f64.ln()).abs() < 1e-12);
     }
 
     #[test]
     fn rows_that_are_not_finite_are_refused() {
-        assert!(draw(&[0.0, f32::NAN], &[], GREEDY, 0.5).is_none());
-        assert!(draw(&[0.0, f32::INFINITY], &[], PLAIN, 0.5).is_none());
+        assert!(draw(&[0.0, f32::NAN], &never(&[]), GREEDY, 0.5).is_none());
+        assert!(draw(&[0.0, f32::INFINITY], &never(&[]), PLAIN, 0.5).is_none());
         assert_eq!(index(&[f32::NEG_INFINITY, 1.0], &[], PLAIN, 0.5), 1);
     }
 
@@ -194,5 +279,43 @@ mod tests {
         let row = [0.0f32; 4];
         assert_eq!(index(&row, &[], Rule { top_k: 2, ..PLAIN }, 0.99), 1);
         assert_eq!(index(&row, &[], Rule { top_p: 0.5, ..PLAIN }, 0.99), 1);
+    }
+
+    #[test]
+    fn absent_ids_count_nowhere_and_doubted_ones_have_no_confidence() {
+        let row = [2.0f32.ln(), 1.0f32.ln(), 1.0f32.ln(), 4.0f32.ln()];
+        let drawn = |barred: Barred| draw(&row, &barred, GREEDY, 0.0).unwrap();
+        let absent = drawn(Barred { never: vec![1], absent: vec![3], doubted: vec![] });
+        assert_eq!(absent.index, 0);
+        assert!((absent.confidence - 0.5).abs() < 1e-7 && (absent.logprob - (2.0f64 / 3.0).ln()).abs() < 1e-7);
+        let doubted = drawn(Barred { never: vec![1], absent: vec![], doubted: vec![3, 2] });
+        assert_eq!((doubted.index, doubted.confidence, doubted.score), (3, 0.0, 0.0));
+        assert!((doubted.logprob - (4.0f64 / 7.0).ln()).abs() < 1e-7);
+        let sure = drawn(Barred { never: vec![3], absent: vec![], doubted: vec![2] });
+        assert_eq!(sure.index, 0);
+        assert!((sure.confidence - 2.0 / 7.0).abs() < 1e-7);
+        let allowed = draw(&row, &never(&[3]), Rule { score: Score::Allowed, ..GREEDY }, 0.0).unwrap();
+        assert!((allowed.score - 0.5).abs() < 1e-7 && (allowed.confidence - 0.25).abs() < 1e-7);
+    }
+
+    #[test]
+    fn dreams_scores_are_those_of_the_filtered_distribution() {
+        let row = [0.1f32.ln(), 0.4f32.ln(), 0.2f32.ln(), 0.3f32.ln()];
+        let score = |score, rule: Rule| draw(&row, &never(&[]), Rule { score, ..rule }, 0.0).unwrap().score;
+        let near = |a: f64, b: f64| assert!((a - b).abs() < 1e-6, "{a} {b}");
+        near(score(Score::Filtered, GREEDY), 0.4);
+        near(score(Score::Margin, GREEDY), 0.1);
+        near(score(Score::NegativeEntropy, GREEDY), [0.1f64, 0.2, 0.3, 0.4].map(|p| p * p.ln()).iter().sum());
+        let two = Rule { top_k: 2, ..GREEDY };
+        near(score(Score::Filtered, two), 4.0 / 7.0);
+        near(score(Score::Margin, two), 1.0 / 7.0);
+        near(score(Score::Filtered, Rule { top_p: 0.3, ..GREEDY }), 1.0);
+        // The nucleus is a share of everything: 0.4 is below a half, so the second id stays.
+        near(score(Score::Filtered, Rule { top_p: 0.5, ..two }), 4.0 / 7.0);
+        // Drawn at 0: the first id, whose share is squared.
+        near(score(Score::Filtered, Rule { temperature: 0.5, ..GREEDY }), 0.01 / 0.30);
+        // The likeliest id may not be drawn: another is, and the position waits.
+        let banned = draw(&row, &never(&[1]), Rule { score: Score::Margin, ..GREEDY }, 0.0).unwrap();
+        assert_eq!((banned.index, banned.score), (3, f64::NEG_INFINITY));
     }
 }

@@ -12,6 +12,10 @@ impl Schedule {
             Self::Cosine => (r * std::f64::consts::FRAC_PI_2).cos(),
             Self::Linear => 1.0 - r,
             Self::Pow2 => 1.0 - r * r,
+            Self::Sigmoid => {
+                let sigmoid = |x: f64| 1.0 / (1.0 + (-x).exp());
+                (sigmoid(3.0) - sigmoid(6.0 * r - 3.0)) / (sigmoid(3.0) - sigmoid(-3.0))
+            }
         }
     }
 
@@ -22,6 +26,10 @@ impl Schedule {
             Self::Cosine => (r * PI * 0.5).cos(),
             Self::Linear => 1.0 - r,
             Self::Pow2 => 1.0 - r * r,
+            Self::Sigmoid => {
+                let sigmoid = |x: f32| 1.0 / (1.0 + (-x).exp());
+                (sigmoid(3.0) - sigmoid(r * 6.0 - 3.0)) / (sigmoid(3.0) - sigmoid(-3.0))
+            }
         }
     }
 }
@@ -31,6 +39,37 @@ impl Schedule {
 #[must_use]
 pub fn quota(masked: usize, steps: usize, i: usize) -> usize {
     masked / steps + usize::from(i < masked % steps)
+}
+
+/// Share of the masked positions that commit in step `i` of `steps` under Dream's schedule, `1 − t(i+1)/t(i)` with t from
+/// 1 to `eps`, in f32 as the official code; everything in the last one.
+#[must_use]
+pub fn dream_share(steps: usize, eps: f64, i: usize) -> f32 {
+    if i + 1 >= steps {
+        return 1.0;
+    }
+    let eps = eps as f32;
+    let step = (eps - 1.0) / steps as f32;
+    // `torch.linspace` counts from the nearer end.
+    let t = |i: usize| if i < steps.div_ceil(2) { 1.0 + step * i as f32 } else { eps - step * (steps - i) as f32 };
+    1.0 - t(i + 1) / t(i)
+}
+
+/// Positions of `masked` that commit in step `i` of `steps` under Dream's schedule; may be none.
+#[must_use]
+pub fn dream_quota(masked: usize, steps: usize, eps: f64, i: usize) -> usize {
+    if i + 1 >= steps {
+        return masked;
+    }
+    // A float-to-integer `as` truncates.
+    (masked as f32 * dream_share(steps, eps, i)) as usize
+}
+
+/// Scale of MMaDA's confidence noise in step `step` of `steps`: its code multiplies the temperature by `1 − (j+1)/steps`
+/// before every use, and keeps the product.
+#[must_use]
+pub fn compat_noise(temperature: f64, step: usize, steps: usize) -> f64 {
+    (0..=step).map(|j| 1.0 - (j + 1) as f64 / steps as f64).product::<f64>() * temperature
 }
 
 /// Positions of a grid of `cells` that stay masked after `step` of `steps`, of the `masked` ones now (MaskGIT:
@@ -148,6 +187,51 @@ mod tests {
         assert_eq!(counts(8, 12), [1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0]);
         assert_eq!(counts(10, 4), [3, 3, 2, 2]);
         assert_eq!(counts(0, 4), [0, 0, 0, 0]);
+    }
+
+    #[test]
+    fn dream_commits_as_many_as_the_reference() {
+        // golden/dream/golden.json, transfer_counts
+        let counts = |mut masked: usize, steps, eps| -> Vec<usize> {
+            let quotas = (0..steps).map(|i| {
+                let quota = dream_quota(masked, steps, eps, i);
+                masked -= quota;
+                quota
+            });
+            quotas.collect()
+        };
+        assert_eq!(counts(14, 14, 1e-3), [0, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 2]);
+        assert_eq!(counts(20, 6, 1e-3), [3, 3, 3, 3, 3, 5]);
+        assert_eq!(counts(96, 96, 1e-3), [&[0][..], &[1; 94], &[2]].concat());
+        assert_eq!(counts(300, 77, 1e-3), [&[3; 9][..], &[4; 67], &[5]].concat());
+        assert_eq!(counts(90, 11, 1e-3), [8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 10]);
+        assert_eq!(counts(50, 9, 0.2), [4, 4, 4, 4, 4, 4, 4, 5, 17]);
+        assert_eq!(counts(11, 1, 1e-3), [11]);
+    }
+
+    #[test]
+    fn schedules_are_those_of_mmada() {
+        // golden/mmada/golden.json, schedules
+        let sigmoid = [
+            1.0,
+            0.968_588_23,
+            0.920_701_3,
+            0.850_853_56,
+            0.755_271_55,
+            0.635_292,
+            0.5,
+            0.364_707_98,
+            0.244_728_46,
+            0.149_146_5,
+            0.079_298_73,
+            0.031_411_77,
+            1e-6,
+        ];
+        for (i, expected) in sigmoid.into_iter().enumerate() {
+            let r = i as f64 / 12.0;
+            assert!((Schedule::Sigmoid.masked_share(r) - expected).abs() < 2e-6, "{i}");
+            assert!((f64::from(Schedule::Sigmoid.masked_share_f32(r as f32)) - expected).abs() < 2e-6, "{i}");
+        }
     }
 
     #[test]

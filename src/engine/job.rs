@@ -9,7 +9,7 @@ use crate::adapters::VersionId;
 
 pub use crate::text::Message;
 
-pub use crate::diffusion::params::{FinishReason, ImageParams, ImageSampler, Schedule, TextParams, TextSampler};
+pub use crate::diffusion::params::{Ends, FinishReason, ImageParams, ImageSampler, Schedule, TextParams, TextSampler};
 
 /// Who goes first when the device is busy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]

@@ -8,9 +8,9 @@
 //! 3. inside a class, those near their deadline, then whoever has been served the fewest rows. This is deficit round
 //!    robin in its virtual-time form: a newcomer starts at the least-served one's count;
 //! 4. a canvas that does not fit what is left of the budget is skipped, not waited for;
-//! 5. rollouts beside others get a sixteenth of the rows, no more and no less, so that learning slows nobody down and
-//!    is never starved; alone they get all of them, but in short ticks while others have been here within a second, so
-//!    that a newcomer never waits long.
+//! 5. rollouts beside others get a sixteenth of the rows, never more, and no less where there is room, so that learning
+//!    slows nobody down and is never starved; alone they get all of them, but in short ticks while others have been here
+//!    within a second, so that a newcomer never waits long.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -45,8 +45,6 @@ struct Account {
 
 /// Rollouts beside others get one row for so many of theirs.
 const ROLLOUT_SHARE: i64 = 16;
-/// Most rows that rollouts may have in hand: those of one large canvas.
-const MOST_EARNED: u32 = 4096;
 /// How long after the others have gone ticks of rollouts stay short.
 const CALM: Duration = Duration::from_secs(1);
 
@@ -55,7 +53,7 @@ const CALM: Duration = Duration::from_secs(1);
 pub struct Scheduler {
     max_running: usize,
     aging: Duration,
-    /// Rows of others by which rollouts have earned a share, times [`ROLLOUT_SHARE`] what they have used of it.
+    /// Rows that others were served, less [`ROLLOUT_SHARE`] times those of rollouts beside them.
     earned: i64,
     /// When somebody other than rollouts was last here.
     others: Option<Duration>,
@@ -85,51 +83,52 @@ impl Scheduler {
     pub fn plan(&mut self, canvases: &[Candidate], budget: usize, now: Duration) -> Vec<usize> {
         self.note(canvases, now);
         let beside = canvases.iter().any(|canvas| canvas.class != Priority::Rollout);
-        let mut left = self.room(canvases, budget, beside, now);
+        let order = self.precedence(canvases, beside, now);
+        // The first one fits, or short ticks could be empty ones.
+        let first = order.first().map_or(0, |&i| canvases[i].rows);
+        let mut left = self.room(budget, first, beside, now);
         let mut chosen = Vec::new();
-        for index in self.precedence(canvases, now) {
+        for index in order {
             let canvas = &canvases[index];
             let same = |&i: &usize| canvas.shared.is_some() && canvases[i].shared == canvas.shared;
             let cost = if chosen.iter().any(same) { 0 } else { canvas.rows };
-            if cost > left || (beside && !self.affords(canvas, cost)) {
+            if cost > left {
                 continue;
             }
             left -= cost;
             chosen.push(index);
+            if beside {
+                self.settle(canvas.class, cost as i64, budget as i64);
+            }
             if let Some(account) = self.accounts.get_mut(&canvas.id) {
                 account.served += cost as u64;
                 account.since = now;
+            }
+            if chosen.len() == self.max_running {
+                break;
             }
         }
         chosen
     }
 
     /// Rows of this tick.
-    fn room(&mut self, canvases: &[Candidate], budget: usize, beside: bool, now: Duration) -> usize {
+    fn room(&mut self, budget: usize, first: usize, beside: bool, now: Duration) -> usize {
         if beside {
             self.others = Some(now);
             return budget;
         }
         self.earned = 0;
         let recent = self.others.is_some_and(|last| now.saturating_sub(last) < CALM);
-        // At least one of them fits.
-        let least = canvases.iter().map(|canvas| canvas.rows).min().unwrap_or(0);
-        if recent { least.max(budget / ROLLOUT_SHARE as usize) } else { budget }
+        if recent { first.max(budget / ROLLOUT_SHARE as usize) } else { budget }
     }
 
-    /// Whether a canvas may run beside those of higher classes; if so, it is charged or credited.
-    fn affords(&mut self, canvas: &Candidate, cost: usize) -> bool {
-        let cost = cost as i64;
-        if canvas.class != Priority::Rollout {
+    /// Credits rollouts with what others were served, and charges them for what they were.
+    fn settle(&mut self, class: Priority, cost: i64, budget: i64) {
+        match class {
+            Priority::Rollout => self.earned -= cost * ROLLOUT_SHARE,
             // Bounded: what was not used for long is not taken all at once.
-            self.earned = (self.earned + cost).min(ROLLOUT_SHARE * i64::from(MOST_EARNED));
-            return true;
+            _ => self.earned = (self.earned + cost).min(2 * ROLLOUT_SHARE * budget),
         }
-        let affordable = cost * ROLLOUT_SHARE <= self.earned;
-        if affordable {
-            self.earned -= cost * ROLLOUT_SHARE;
-        }
-        affordable
     }
 
     /// Opens accounts of newcomers, closes those of the departed, moves the clocks.
@@ -156,30 +155,51 @@ impl Scheduler {
         self.accounts.retain(|_, account| account.seen == tick);
     }
 
-    /// All that may step, first things first.
-    fn precedence(&self, canvases: &[Candidate], now: Duration) -> Vec<usize> {
-        let account = |i: usize| self.accounts.get(&canvases[i].id);
+    /// All that may step, first things first. Rollouts `beside` others come before them, or not at all: what they have
+    /// earned is theirs even where the others fill every tick.
+    fn precedence(&self, canvases: &[Candidate], beside: bool, now: Duration) -> Vec<usize> {
         // Stable: arrival decides among equals.
-        let (mut order, mut rollouts): (Vec<usize>, Vec<usize>) =
+        let (mut others, mut rollouts): (Vec<usize>, Vec<usize>) =
             (0..canvases.len()).partition(|&i| canvases[i].class != Priority::Rollout);
-        let waited = |i: usize| account(i).map_or(Duration::ZERO, |a| now.saturating_sub(a.since));
-        let aged = order.iter().copied().filter(|&i| waited(i) >= self.aging);
-        let oldest = aged.max_by_key(|&i| (waited(i), usize::MAX - i));
-        order.sort_by_key(|&i| canvases[i].class);
-        for part in [&mut order, &mut rollouts] {
-            part.truncate(self.max_running);
-            part.sort_by_key(|&i| {
-                let served = account(i).map_or(0, |a| a.served);
-                (canvases[i].class, !canvases[i].urgent, served, i)
+        others.sort_by_key(|&i| canvases[i].class);
+        self.arrange(canvases, &mut others, now);
+        self.arrange(canvases, &mut rollouts, now);
+        if beside {
+            let mut earned = self.earned;
+            let affordable = rollouts.iter().take_while(|&&i| {
+                earned -= canvases[i].rows as i64 * ROLLOUT_SHARE;
+                earned >= 0
             });
+            let n = affordable.count();
+            rollouts.truncate(n);
         }
+        // But not before one that has waited too long, and longer: small rollouts in every tick could leave a large canvas
+        // no room for ever.
+        let wait = |i: Option<&usize>| i.map_or(Duration::ZERO, |&i| self.waited(canvases[i].id, now));
+        let waits = wait(others.first()) >= self.aging && wait(others.first()) > wait(rollouts.first());
+        let first = usize::from(waits);
+        others.splice(first..first, rollouts);
+        others
+    }
+
+    fn waited(&self, id: u64, now: Duration) -> Duration {
+        self.accounts.get(&id).map_or(Duration::ZERO, |account| now.saturating_sub(account.since))
+    }
+
+    /// Of `part`, in order of class and arrival, those that take part, first things first.
+    fn arrange(&self, canvases: &[Candidate], part: &mut Vec<usize>, now: Duration) {
+        let waited = |i: usize| self.waited(canvases[i].id, now);
+        let aged = part.iter().copied().filter(|&i| waited(i) >= self.aging);
+        let oldest = aged.max_by_key(|&i| (waited(i), usize::MAX - i));
+        part.truncate(self.max_running);
+        part.sort_by_key(|&i| {
+            let served = self.accounts.get(&canvases[i].id).map_or(0, |account| account.served);
+            (canvases[i].class, !canvases[i].urgent, served, i)
+        });
         if let Some(oldest) = oldest {
-            order.retain(|&i| i != oldest);
-            order.insert(0, oldest);
-            order.truncate(self.max_running);
+            part.retain(|&i| i != oldest);
+            part.insert(0, oldest);
         }
-        order.append(&mut rollouts);
-        order
     }
 }
 
@@ -202,7 +222,12 @@ mod tests {
     fn classes_go_in_order() {
         let mut s = Scheduler::new(8, NEVER);
         let all = [canvas(1, Rollout, 10), canvas(2, Batch, 10), canvas(3, Interactive, 10)];
-        assert_eq!(s.plan(&all, 30, at(0)), [2, 1]);
+        assert_eq!(s.plan(&all, 20, at(0)), [2, 1]);
+        assert_eq!(
+            s.plan(&all, 30, at(0)),
+            [2, 1],
+            "a rollout that has earned nothing waits, however much room there is"
+        );
         assert_eq!(s.plan(&all, 10, at(1)), [2]);
     }
 
@@ -274,6 +299,15 @@ mod tests {
         let share = (rows[1] + rows[2]) as f64 / rows[0] as f64;
         assert!((share - 1.0 / 16.0).abs() < 0.001, "{share}");
         assert!(rows[1].abs_diff(rows[2]) <= 80, "{rows:?}");
+    }
+
+    #[test]
+    fn small_rollouts_never_keep_a_large_canvas_out() {
+        let mut s = Scheduler::new(100, Duration::from_millis(100));
+        let rows = [(Rollout, 3), (Interactive, 1), (Batch, 98), (Interactive, 4), (Interactive, 40), (Interactive, 3)];
+        let all: Vec<Candidate> = (0u64..).zip(rows).map(|(id, (class, rows))| canvas(id, class, rows)).collect();
+        let turns = (0..400).filter(|&tick| s.plan(&all, 100, at(tick)).contains(&2)).count();
+        assert!(turns > 20, "{turns}");
     }
 
     #[test]

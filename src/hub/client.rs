@@ -1,21 +1,16 @@
 //! GET over HTTP or HTTPS, redirects followed; the token goes to the endpoint's origin and nowhere else.
 
-use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use http_body_util::{BodyExt as _, Empty};
+use hyper::Request;
 use hyper::body::{Bytes, Incoming};
 use hyper::header::{AUTHORIZATION, HOST, HeaderValue, LOCATION, RANGE, USER_AGENT};
-use hyper::{Request, Response, Uri};
-use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
-use tokio_rustls::TlsConnector;
-use tokio_rustls::rustls::pki_types::ServerName;
-use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::{HubError, Options};
+use crate::net::{self, Address, Exchange};
 
 /// A download is redirected once or twice.
 const MAX_REDIRECTS: usize = 5;
@@ -38,17 +33,8 @@ struct Url {
 
 impl Url {
     fn parse(text: &str) -> Result<Self, HubError> {
-        let refused = |problem: &str| broken(text, problem);
-        let uri: Uri = text.parse().map_err(|_| refused("that is no URL"))?;
-        let tls = match uri.scheme_str() {
-            Some("https") => true,
-            Some("http") => false,
-            _ => return Err(refused("a URL begins with https:// or http://")),
-        };
-        let authority = uri.authority().ok_or_else(|| refused("it names no host"))?;
-        let port = authority.port_u16().unwrap_or(if tls { 443 } else { 80 });
-        let path = uri.path_and_query().map_or("/", |path| path.as_str()).to_owned();
-        Ok(Self { origin: Origin { tls, host: authority.host().to_owned(), port }, path })
+        let Address { tls, host, port, path, .. } = Address::parse(text).map_err(|problem| broken(text, problem))?;
+        Ok(Self { origin: Origin { tls, host, port }, path })
     }
 
     /// Where a `Location` leads from here.
@@ -66,7 +52,7 @@ impl Url {
     /// Host and, unless it is the scheme's own, port: signatures of a CDN are over this.
     fn authority(&self) -> String {
         let Origin { tls, host, port } = &self.origin;
-        if *port == if *tls { 443 } else { 80 } { host.clone() } else { format!("{host}:{port}") }
+        if *port == net::default_port(*tls) { host.clone() } else { format!("{host}:{port}") }
     }
 
     /// For messages: a query may carry a signature.
@@ -145,8 +131,6 @@ pub(super) async fn get(options: &Options, path: &str, from: u64) -> Result<Answ
     Err(broken(&home.shown(), "too many redirects"))
 }
 
-type Exchange = (Response<Incoming>, AbortOnDropHandle<()>);
-
 async fn once(options: &Options, url: &Url, from: u64, trusted: bool) -> Result<Exchange, HubError> {
     let shown = url.shown();
     let mut request = Request::get(&url.path)
@@ -161,67 +145,32 @@ async fn once(options: &Options, url: &Url, from: u64, trusted: bool) -> Result<
         value.set_sensitive(true);
         request = request.header(AUTHORIZATION, value);
     }
-    let request = request.body(Empty::new()).map_err(|_| broken(&shown, "that is no URL"))?;
+    let request = request.body(Empty::<Bytes>::new()).map_err(|_| broken(&shown, "that is no URL"))?;
     let stream = within(options.idle, &shown, connect(options, &url.origin)).await?.map_err(|e| broken(&shown, e))?;
+    let sent = |e: hyper::Error| broken(&shown, e);
     if !url.origin.tls {
-        return within(options.idle, &shown, exchange(stream, request, &shown)).await?;
+        return within(options.idle, &shown, net::send(stream, request)).await?.map_err(sent);
     }
-    let name = ServerName::try_from(bare(&url.origin.host).to_owned());
-    let name = name.map_err(|_| broken(&shown, "its host is no name for TLS"))?;
-    let handshake = TlsConnector::from(tls(&shown)?).connect(name, stream);
-    let stream = within(options.idle, &shown, handshake).await?.map_err(|e| broken(&shown, e))?;
-    within(options.idle, &shown, exchange(stream, request, &shown)).await?
+    let secure = net::secure(&url.origin.host, stream);
+    let stream = within(options.idle, &shown, secure).await?.map_err(|e| broken(&shown, e))?;
+    within(options.idle, &shown, net::send(stream, request)).await?.map_err(sent)
 }
 
 async fn connect(options: &Options, origin: &Origin) -> std::io::Result<TcpStream> {
-    let host = bare(&origin.host);
+    let host = net::bare(&origin.host);
     match options.proxy.as_ref().filter(|proxy| origin.tls && proxy.serves(host)) {
         Some(proxy) => proxy.tunnel(&origin.host, origin.port).await,
         None => TcpStream::connect((host, origin.port)).await,
     }
 }
 
-async fn exchange<S>(stream: S, request: Request<Empty<Bytes>>, shown: &str) -> Result<Exchange, HubError>
-where
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-{
-    let handshake = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await;
-    let (mut sender, connection) = handshake.map_err(|e| broken(shown, e))?;
-    let driver = AbortOnDropHandle::new(tokio::spawn(async move {
-        // How the connection ends shows in the answer.
-        let _ = connection.await;
-    }));
-    let response = sender.send_request(request).await.map_err(|e| broken(shown, e))?;
-    Ok((response, driver))
-}
-
 async fn within<T>(limit: Duration, url: &str, work: impl Future<Output = T>) -> Result<T, HubError> {
     tokio::time::timeout(limit, work).await.map_err(|_| broken(url, format!("silent for {} s", limit.as_secs())))
-}
-
-/// An IPv6 address without its brackets.
-fn bare(host: &str) -> &str {
-    host.trim_start_matches('[').trim_end_matches(']')
 }
 
 fn broken(url: &str, problem: impl std::fmt::Display) -> HubError {
     let url = url.split('?').next().unwrap_or_default().to_owned();
     HubError::Connection { url, problem: problem.to_string() }
-}
-
-/// The certificates that this machine trusts (`SSL_CERT_FILE` and `SSL_CERT_DIR` replace them), read once.
-fn tls(shown: &str) -> Result<Arc<ClientConfig>, HubError> {
-    static CONFIG: OnceLock<Option<Arc<ClientConfig>>> = OnceLock::new();
-    let load = || {
-        let mut roots = RootCertStore::empty();
-        roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-        let provider = Arc::new(tokio_rustls::rustls::crypto::ring::default_provider());
-        let builder = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().ok()?;
-        (!roots.is_empty()).then(|| Arc::new(builder.with_root_certificates(roots).with_no_client_auth()))
-    };
-    let none =
-        || broken(shown, "no trusted certificates on this machine; install ca-certificates or set SSL_CERT_FILE");
-    CONFIG.get_or_init(load).clone().ok_or_else(none)
 }
 
 #[cfg(test)]

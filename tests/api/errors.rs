@@ -22,8 +22,8 @@ async fn bodies_of_errors() {
     for (method, path, body) in [
         (Method::POST, "/generate/text", r#"{"prompt": "x", "n": 17}"#),
         (Method::POST, "/generate/text", r#"{"prompt": "x", "temperatur": 1}"#),
-        (Method::POST, "/generate/text", r#"{"prompt": "x", "sampler": {"kind": "random", "eps": 1}}"#),
-        (Method::POST, "/generate/text", r#"{"prompt": "x", "sampler": {"kind": "entropy"}}"#),
+        (Method::POST, "/generate/text", r#"{"prompt": "x", "sampler": {"kind": "random", "epsilon": 1}}"#),
+        (Method::POST, "/generate/text", r#"{"prompt": "x", "sampler": {"kind": "greedy"}}"#),
         (Method::POST, "/generate/text", r#"{"prompt": 1}"#),
         (Method::POST, "/generate/text", r#"{"prompt": "x", "template": "[[1]]"}"#),
         (Method::POST, "/generate/text", r#"{"prompt": "x", "adapter": "mine@3"}"#),

@@ -13,7 +13,9 @@ mod layouts;
 mod logits;
 mod maskgrpo;
 mod refusals;
+mod replays;
 mod runs;
+mod samplers;
 mod text;
 mod vq;
 

@@ -25,7 +25,7 @@ async fn judged() -> TempDir {
 async fn run(judged: &TempDir, loss: &str, lane: &str, other: &str) -> Value {
     let data = copied(judged.path());
     let training = format!(
-        "loss = \"{loss}\"\nlanes = [\"{lane}\"]\nreference = \"base\"\nbatch = 16\nepochs = 4\nlr = 3e-3\n\
+        "loss = \"{loss}\"\nlanes = [\"{lane}\"]\nreference = \"base\"\nbatch = 16\nepochs = 6\nlr = 1e-3\n\
          promotion = \"auto\"\nmin_interval_s = 100000"
     );
     let config = configured(data.path(), "min_gain = -1e6", &training);
@@ -53,7 +53,12 @@ async fn kto_and_dpo_come_to_favour_what_people_liked() {
         let run = run(&judged, loss, lane, other).await;
         let margins = margins(&run);
         // Nats that the policy has put between liked and disliked pictures, as its reference does not.
-        let (first, last) = (margins[0], margins[margins.len() - 1]);
+        // Batches are small and unlike each other, so thirds of the run are compared. Masks are keyed by ids, which are new
+        // in every run of this test.
+        let third = margins.len() / 3;
+        assert!(third > 0, "{loss}: the run ended early: {margins:?}");
+        let mean = |part: &[f64]| part.iter().sum::<f64>() / part.len() as f64;
+        let (first, last) = (mean(&margins[..third]), mean(&margins[margins.len() - third..]));
         assert!(last > first && last > 0.5, "{loss}: {margins:?}");
         assert!(margins.iter().all(|margin| margin.is_finite()), "{loss}: {margins:?}");
     }

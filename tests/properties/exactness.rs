@@ -3,7 +3,7 @@
 
 use lacuna::diffusion::denoise::complete;
 use lacuna::diffusion::frame::Slots;
-use lacuna::diffusion::params::{ImageParams, ImageSampler, Schedule, TextParams, TextSampler};
+use lacuna::diffusion::params::{Ends, ImageParams, ImageSampler, Schedule, TextParams, TextSampler};
 use lacuna::diffusion::rng::Stream;
 use lacuna::diffusion::{Canvas, Denoiser, Savings};
 use lacuna::models::Backbone;
@@ -13,6 +13,19 @@ use super::fake::{CODES, Hash, MASK, Tensors};
 
 const TEMPERATURES: [f64; 4] = [0.0, 0.0, 1.0, 0.7];
 const SCALES: [f64; 3] = [0.0, 0.0, 1.5];
+
+const SAMPLERS: [TextSampler; 10] = [
+    TextSampler::LowConfidence,
+    TextSampler::LowConfidence,
+    TextSampler::Random,
+    TextSampler::Threshold { threshold: 0.05 },
+    TextSampler::Factor { factor: 1.9 },
+    TextSampler::Origin { eps: 1e-3 },
+    TextSampler::MaskgitPlus { eps: 1e-3, alg_temp: 0.0 },
+    TextSampler::TopkMargin { eps: 1e-3, alg_temp: 0.5 },
+    TextSampler::Entropy { eps: 0.1, alg_temp: 0.0 },
+    TextSampler::Entropy { eps: 1e-3, alg_temp: 1.0 },
+];
 
 pub(super) fn text_params(s: &mut Stream) -> TextParams {
     let block_length = [2, 4, 8][s.below(3)];
@@ -24,8 +37,8 @@ pub(super) fn text_params(s: &mut Stream) -> TextParams {
         temperature: TEMPERATURES[s.below(4)],
         top_p: [1.0, 1.0, 0.9][s.below(3)],
         top_k: [0, 0, 5][s.below(3)],
-        sampler: [TextSampler::LowConfidence, TextSampler::Random, TextSampler::Threshold { threshold: 0.05 }]
-            [s.below(3)],
+        sampler: SAMPLERS[s.below(SAMPLERS.len())],
+        ends: Ends { logits_eos_inf: s.chance(0.2), confidence_eos_eot_inf: false },
         guidance_scale: SCALES[s.below(3)],
         stop_at_eos: s.chance(0.5),
         stop: Vec::new(),
@@ -43,10 +56,10 @@ pub(super) fn image_params(s: &mut Stream) -> ImageParams {
     ImageParams {
         steps: 1 + s.below(10),
         guidance_scale: SCALES[s.below(3)],
-        schedule: [Schedule::Cosine, Schedule::Linear, Schedule::Pow2][s.below(3)],
+        schedule: [Schedule::Cosine, Schedule::Linear, Schedule::Pow2, Schedule::Sigmoid][s.below(4)],
         temperature: TEMPERATURES[s.below(4)],
         token_temperature: [None, None, Some(0.5)][s.below(3)],
-        sampler: [ImageSampler::Maskgit, ImageSampler::Emerge][s.below(2)],
+        sampler: [ImageSampler::Maskgit, ImageSampler::MaskgitCompat, ImageSampler::Emerge][s.below(3)],
         grid,
         initial_codes,
         preview_every: 0,
@@ -254,6 +267,7 @@ pub(super) fn quiet() -> TextParams {
         top_p: 1.0,
         top_k: 0,
         sampler: TextSampler::LowConfidence,
+        ends: Ends::default(),
         guidance_scale: 0.0,
         stop_at_eos: true,
         stop: Vec::new(),

@@ -93,19 +93,25 @@ fn share(schedule: Schedule, r: f64) -> f64 {
         Schedule::Cosine => (std::f64::consts::FRAC_PI_2 * r).cos(),
         Schedule::Linear => 1.0 - r,
         Schedule::Pow2 => 1.0 - r * r,
+        Schedule::Sigmoid => {
+            let sigmoid = |x: f64| x.exp() / (1.0 + x.exp());
+            (sigmoid(3.0) - sigmoid(-3.0 + 6.0 * r)) / (sigmoid(3.0) - sigmoid(-3.0))
+        }
     }
 }
 
-/// MaskGIT (§2.4, without the cumulative annealing) and emerge (maskgrpo.md §2.2).
+/// MaskGIT (§2.4, with and without the cumulative annealing) and emerge (maskgrpo.md §2.2).
 fn draw_image(model: &dyn Backbone, frames: [&[u32]; 2], p: &ImageParams, seed: u64) -> (Vec<u32>, Vec<i32>) {
     let cells = p.grid.0 * p.grid.1;
     let first = frames[0].len();
     let known = |i: usize| p.initial_codes.get(i).copied().flatten().map_or(MASK, |c| c + CODES.start);
     let mut x: Vec<u32> = (0..cells).map(known).collect();
     let mut steps = vec![-1; cells];
-    let default = if p.sampler == ImageSampler::Maskgit && p.temperature > 0.0 { 1.0 } else { p.temperature };
+    let default = if p.sampler != ImageSampler::Emerge && p.temperature > 0.0 { 1.0 } else { p.temperature };
     let heat = p.token_temperature.unwrap_or(default);
+    let mut running = p.temperature;
     for step in 0..p.steps {
+        running *= 1.0 - (step + 1) as f64 / p.steps as f64;
         let whole = |frame: &[u32]| [frame, &x, &[EOS]].concat();
         let (c, u) = (whole(frames[0]), whole(frames[1]));
         let shift = frames[1].len();
@@ -114,6 +120,9 @@ fn draw_image(model: &dyn Backbone, frames: [&[u32]; 2], p: &ImageParams, seed: 
         let masked: Vec<usize> = (0..cells).filter(|&i| x[i] == MASK).collect();
         let r = (step + 1) as f64 / p.steps as f64;
         let last = step + 1 == p.steps;
+        // MMaDA multiplies what it has, MaskGIT what it was given.
+        let compat = p.sampler == ImageSampler::MaskgitCompat;
+        let heat_of_order = if compat { running } else { p.temperature * (1.0 - r) };
         let w = p.guidance_scale as f32;
         let scored: Vec<(f64, usize, u32)> = masked
             .iter()
@@ -123,18 +132,19 @@ fn draw_image(model: &dyn Backbone, frames: [&[u32]; 2], p: &ImageParams, seed: 
                     w => c[first + i].iter().zip(&u[shift + i]).map(|(c, u)| (1.0 + w) * c - w * u).collect(),
                 };
                 let (code, p_code) = sample(&row, &[], heat, uniform(seed, Purpose::Token, step as u32, i as u32));
-                let noise = p.temperature * (1.0 - r) * gumbel(seed, Purpose::Select, step as u32, i as u32);
+                let noise = heat_of_order * gumbel(seed, Purpose::Select, step as u32, i as u32);
                 (p_code.ln() + noise, i, CODES.start + code as u32)
             })
             .collect();
         let (scored, n) = match p.sampler {
-            ImageSampler::Maskgit => {
+            ImageSampler::Maskgit | ImageSampler::MaskgitCompat => {
                 // In f32 as in the reference: 15 cells at 1 − 0.8 leave 2, not 3.
                 let r = r as f32;
                 let kept = match p.schedule {
                     Schedule::Cosine => (r * std::f32::consts::PI * 0.5).cos(),
                     Schedule::Linear => 1.0 - r,
                     Schedule::Pow2 => 1.0 - r * r,
+                    Schedule::Sigmoid => share(p.schedule, f64::from(r)) as f32,
                 };
                 let floor = (cells as f32 * kept).floor() as usize;
                 let keep = if last { 0 } else { floor.min(masked.len().saturating_sub(1)).max(1) };

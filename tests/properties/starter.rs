@@ -7,7 +7,7 @@ use candle_core::{Device, Tensor};
 use lacuna::diffusion::canvas::Canvas;
 use lacuna::diffusion::denoise::{Denoiser, Savings, complete};
 use lacuna::diffusion::frame::given;
-use lacuna::diffusion::params::{ImageParams, ImageSampler, Schedule, TextParams, TextSampler};
+use lacuna::diffusion::params::{Ends, ImageParams, ImageSampler, Schedule, TextParams, TextSampler};
 use lacuna::diffusion::rng::Stream;
 use lacuna::models::Model;
 use lacuna::models::lora::{Lora, Pair, Target};
@@ -27,6 +27,7 @@ fn text(model: &Model, s: &mut Stream) -> Canvas {
         top_p: 1.0,
         top_k: 0,
         sampler: samplers[s.below(samplers.len())],
+        ends: Ends::default(),
         guidance_scale: if s.chance(0.3) { 1.0 } else { 0.0 },
         stop_at_eos: s.chance(0.7),
         stop: vec![],

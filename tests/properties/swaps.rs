@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
 use lacuna::adapters::{Adapter, Routes, VersionId};
-use lacuna::diffusion::params::{ImageParams, ImageSampler, Schedule, TextParams, TextSampler};
+use lacuna::diffusion::params::{Ends, ImageParams, ImageSampler, Schedule, TextParams, TextSampler};
 use lacuna::diffusion::rng::Stream;
 use lacuna::engine::job::{Priority, Prompt, Task};
 use lacuna::engine::{Engine, Event, Finished, Limits, Request, Serving};
@@ -39,6 +39,7 @@ fn request(s: &mut Stream, adapter: Option<VersionId>, seed: u64) -> Request {
             top_p: 1.0,
             top_k: 0,
             sampler: TextSampler::LowConfidence,
+            ends: Ends::default(),
             guidance_scale: 0.0,
             stop_at_eos: true,
             stop: vec![],

@@ -65,6 +65,15 @@ pub(in crate::api) fn probability(field: &str, actual: f64) -> Result<f64, ApiEr
     Err(beyond(field, message, 1, actual, "it is a probability"))
 }
 
+/// A number in `(0, 1)`.
+pub(in crate::api) fn between_0_and_1(field: &str, actual: f64) -> Result<f64, ApiError> {
+    if actual > 0.0 && actual < 1.0 {
+        return Ok(actual);
+    }
+    let message = format!("is {actual}, must be above 0 and below 1");
+    Err(beyond(field, message, 1, actual, "it ends a schedule that falls from 1; 0.001 is usual"))
+}
+
 /// A string of at most `max` characters.
 pub(in crate::api) fn chars(field: &str, text: &str, max: usize, hint: &str) -> Result<(), ApiError> {
     let actual = text.chars().count();

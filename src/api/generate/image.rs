@@ -13,13 +13,13 @@ use super::common::{Common, Plan, Priority, Returns, Served, StreamMode, exactly
 use super::picture::PictureFormat;
 use super::reply::ImageReply;
 use super::run;
-use super::text::{SamplerSpec, no_threshold};
+use super::sampler::{self, SamplerSpec};
 use crate::api::defaults::ImageDefaults;
 use crate::api::error::{ApiError, Problem};
 use crate::api::extract::Json;
 use crate::api::limits::{ApiLimits, fixed};
 use crate::api::state::App;
-use crate::engine::job::{ImageParams, ImageSampler, Prompt, Schedule, Task};
+use crate::engine::job::{ImageParams, Prompt, Schedule, Task};
 
 /// An image request. Exactly one of `prompt`, `prompt_token_ids`.
 #[derive(Debug, Deserialize, ToSchema)]
@@ -38,7 +38,7 @@ pub(crate) struct ImageRequest {
     pub steps: Option<u64>,
     /// w in (1+w)·conditional − w·unconditional; 0 is off.
     pub guidance_scale: Option<f64>,
-    /// `cosine`, `linear` or `pow2`.
+    /// `cosine`, `linear`, `pow2` or `sigmoid`.
     pub schedule: Option<String>,
     /// maskgit: noise of the reveal order; emerge: temperature of the token draw. 0 is greedy.
     pub temperature: Option<f64>,
@@ -168,7 +168,7 @@ impl ImageRequest {
         let steps = check::size("steps", steps, 1, limits.max_steps, &check::flag("max_steps"))?;
         let guidance = self.guidance_scale.unwrap_or(defaults.guidance_scale);
         let temperature = self.temperature.unwrap_or(defaults.temperature);
-        let sampler = sampler(self.sampler.as_ref())?;
+        let sampler = sampler::image(self.sampler.as_ref())?;
         let drawn = self.token_temperature.or_else(|| defaults.token_temperature(sampler, temperature));
         let token_temperature =
             drawn.map(|t| check::number("token_temperature", t, 0.0, fixed::TEMPERATURE)).transpose()?;
@@ -207,18 +207,13 @@ fn grid(asked: Option<[u64; 2]>, default: (usize, usize), limits: &ApiLimits) ->
 }
 
 fn schedule(asked: Option<&str>) -> Result<Schedule, ApiError> {
-    let schedules = [("cosine", Schedule::Cosine), ("linear", Schedule::Linear), ("pow2", Schedule::Pow2)];
+    let schedules = [
+        ("cosine", Schedule::Cosine),
+        ("linear", Schedule::Linear),
+        ("pow2", Schedule::Pow2),
+        ("sigmoid", Schedule::Sigmoid),
+    ];
     check::choice("schedule", asked.unwrap_or("cosine"), &schedules)
-}
-
-fn sampler(spec: Option<&SamplerSpec>) -> Result<ImageSampler, ApiError> {
-    let Some(spec) = spec else {
-        return Ok(ImageSampler::Maskgit);
-    };
-    let kinds = [("maskgit", ImageSampler::Maskgit), ("emerge", ImageSampler::Emerge)];
-    let sampler = check::choice("sampler.kind", &spec.kind, &kinds)?;
-    no_threshold(spec)?;
-    Ok(sampler)
 }
 
 /// Known codes: none, or one entry per cell, each in the codebook.

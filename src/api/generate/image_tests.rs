@@ -2,6 +2,7 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::api::generate::common::tests::served;
+use crate::engine::job::ImageSampler;
 
 fn plan(body: Value) -> Result<Plan, ApiError> {
     let request: ImageRequest = serde_json::from_value(body).unwrap();
@@ -48,11 +49,11 @@ fn every_bound_is_enforced() {
         ("preview_every", json!(1025), json!(1024)),
         ("deadline_ms", json!(600_001), json!(600_000)),
         ("initial_codes", json!([1, 2]), json!(64)),
-        ("schedule", json!("sigmoid"), json!(["cosine", "linear", "pow2"])),
+        ("schedule", json!("quadratic"), json!(["cosine", "linear", "pow2", "sigmoid"])),
     ] {
         assert_eq!(refused(field, over), (field.to_owned(), Some(limit)));
     }
-    assert_eq!(refused("sampler", json!({"kind": "halton"})).1, Some(json!(["maskgit", "emerge"])));
+    assert_eq!(refused("sampler", json!({"kind": "halton"})).1, Some(json!(["maskgit", "maskgit_compat", "emerge"])));
     assert_eq!(plan(json!({"prompt": "x".repeat(8193)})).unwrap_err().problem().limit, Some(8192.into()));
 }
 

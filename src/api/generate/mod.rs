@@ -9,6 +9,7 @@ pub(super) mod image;
 pub(super) mod picture;
 pub(super) mod reply;
 pub(super) mod run;
+mod sampler;
 pub(super) mod stream;
 pub(super) mod template;
 pub(super) mod text;

@@ -12,13 +12,14 @@ use super::common::{Common, Plan, Priority, Returns, Served, StreamMode, exactly
 use super::picture::PictureFormat;
 use super::reply::TextReply;
 use super::run;
+use super::sampler::{self, SamplerSpec};
 use super::template::Template;
 use crate::api::defaults::TextDefaults;
 use crate::api::error::{ApiError, Problem};
 use crate::api::extract::Json;
 use crate::api::limits::{ApiLimits, fixed};
 use crate::api::state::App;
-use crate::engine::job::{self, Prompt, Task, TextParams, TextSampler};
+use crate::engine::job::{self, Prompt, Task, TextParams};
 
 /// A text request. Exactly one of `prompt`, `messages`, `template`, `prompt_token_ids`.
 #[derive(Debug, Deserialize, ToSchema)]
@@ -39,7 +40,7 @@ pub(crate) struct TextRequest {
     pub max_tokens: Option<u64>,
     /// Forwards over the whole canvas.
     pub steps: Option<u64>,
-    /// Length of a block; blocks are denoised left to right.
+    /// Length of a block; blocks are denoised left to right. Absent: see `/info`; the whole canvas for Dream's samplers.
     pub block_length: Option<u64>,
     /// 0 takes the most likely token.
     pub temperature: Option<f64>,
@@ -92,16 +93,6 @@ pub(crate) struct Message {
     pub role: String,
     /// Its text.
     pub content: String,
-}
-
-/// A sampler and its options.
-#[derive(Debug, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct SamplerSpec {
-    /// Text: `low_confidence`, `random`, `threshold`. Image: `maskgit`, `emerge`.
-    pub kind: String,
-    /// For `threshold`: positions at least this confident commit.
-    pub threshold: Option<f64>,
 }
 
 /// One stop string or several.
@@ -222,9 +213,11 @@ impl TextRequest {
         defaults: &TextDefaults,
     ) -> Result<TextParams, ApiError> {
         let max_tokens = self.canvas(holes, limits, defaults)?;
+        let (sampler, ends) = sampler::text(self.sampler.as_ref(), defaults)?;
         let block_length = match (self.block_length, holes) {
             (Some(given), _) => check::size("block_length", given, 1, limits.max_tokens, &check::flag("max_tokens"))?,
             (None, Some(_)) => served.max_positions, // the canvas is longer than its holes: one block, whatever its length
+            (None, None) if sampler.spans_the_canvas() => max_tokens,
             (None, None) => default_block(max_tokens, self.steps, defaults),
         };
         let steps = self.steps.unwrap_or_else(|| default_steps(max_tokens, block_length, limits, defaults));
@@ -238,7 +231,8 @@ impl TextRequest {
             temperature: check::number("temperature", temperature, 0.0, fixed::TEMPERATURE)?,
             top_p: check::probability("top_p", self.top_p.unwrap_or(defaults.top_p))?,
             top_k: check::integer("top_k", top_k, 0, fixed::TOP_K, FIXED)? as usize,
-            sampler: sampler(self.sampler.as_ref(), defaults)?,
+            sampler,
+            ends,
             guidance_scale: check::number("guidance_scale", guidance, 0.0, fixed::GUIDANCE)?,
             stop_at_eos: self.stop_at_eos.unwrap_or(defaults.stop_at_eos),
             stop: stops(self.stop.as_ref())?,
@@ -291,37 +285,6 @@ fn conversation(messages: &[Message]) -> Result<String, ApiError> {
         check::choice(&format!("messages[{index}].role"), &message.role, &roles)?;
     }
     Ok(messages.iter().map(|message| message.content.as_str()).collect::<Vec<_>>().join("\n"))
-}
-
-fn sampler(spec: Option<&SamplerSpec>, defaults: &TextDefaults) -> Result<TextSampler, ApiError> {
-    let Some(spec) = spec else {
-        return Ok(TextSampler::LowConfidence);
-    };
-    let threshold = spec.threshold.unwrap_or(defaults.threshold);
-    let kinds = [
-        ("low_confidence", TextSampler::LowConfidence),
-        ("random", TextSampler::Random),
-        ("threshold", TextSampler::Threshold { threshold }),
-    ];
-    let sampler = check::choice("sampler.kind", &spec.kind, &kinds)?;
-    match sampler {
-        TextSampler::Threshold { threshold } => {
-            check::probability("sampler.threshold", threshold)?;
-        }
-        _ => no_threshold(spec)?,
-    }
-    Ok(sampler)
-}
-
-/// Refuses an option that the sampler would ignore.
-pub(super) fn no_threshold(spec: &SamplerSpec) -> Result<(), ApiError> {
-    match spec.threshold {
-        Some(_) => {
-            let message = format!("has no meaning for sampler {}", spec.kind);
-            Err(ApiError::invalid("sampler.threshold", message, "leave it out, or use {\"kind\": \"threshold\"}"))
-        }
-        None => Ok(()),
-    }
 }
 
 fn stops(stop: Option<&Stop>) -> Result<Vec<String>, ApiError> {

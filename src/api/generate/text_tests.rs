@@ -2,6 +2,7 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::api::generate::common::tests::served;
+use crate::engine::job::{Ends, TextSampler};
 
 fn plan(body: Value) -> Result<Plan, ApiError> {
     let request: TextRequest = serde_json::from_value(body).unwrap();
@@ -124,10 +125,36 @@ fn samplers_are_named_and_take_only_their_own_options() {
     assert_eq!(sampler(json!({"kind": "random", "threshold": null})), TextSampler::Random);
     assert_eq!(sampler(json!({"kind": "threshold", "threshold": 0.5})), TextSampler::Threshold { threshold: 0.5 });
     assert_eq!(sampler(json!({"kind": "threshold"})), TextSampler::Threshold { threshold: 0.9 });
-    let (field, limit, _) = refused("sampler", json!({"kind": "entropy"}));
-    assert_eq!((field.as_str(), limit), ("sampler.kind", Some(json!(["low_confidence", "random", "threshold"]))));
+    let (field, limit, _) = refused("sampler", json!({"kind": "entropi"}));
+    let kinds = "low_confidence random threshold factor origin maskgit_plus topk_margin entropy";
+    assert_eq!((field.as_str(), limit), ("sampler.kind", Some(json!(kinds.split(' ').collect::<Vec<_>>()))));
     assert_eq!(refused("sampler", json!({"kind": "random", "threshold": 0.5})).0, "sampler.threshold");
     assert_eq!(refused("sampler", json!({"kind": "threshold", "threshold": 0})).0, "sampler.threshold");
+}
+
+#[test]
+fn every_sampler_checks_its_options() {
+    let plain = json!({"kind": "entropy", "eps": 0.01, "alg_temp": 0.2, "logits_eos_inf": true});
+    let entropy = params(json!({"prompt": "x", "sampler": plain}));
+    assert_eq!(entropy.sampler, TextSampler::Entropy { eps: 0.01, alg_temp: 0.2 });
+    assert_eq!(entropy.ends, Ends { logits_eos_inf: true, confidence_eos_eot_inf: false });
+    assert_eq!(entropy.block_length, 64, "Dream's samplers know no blocks");
+    let sampler = |spec: Value| params(json!({"prompt": "x", "sampler": spec})).sampler;
+    assert_eq!(sampler(json!({"kind": "factor"})), TextSampler::Factor { factor: 1.0 });
+    assert_eq!(sampler(json!({"kind": "origin"})), TextSampler::Origin { eps: 1e-3 });
+    assert_eq!(sampler(json!({"kind": "topk_margin"})), TextSampler::TopkMargin { eps: 1e-3, alg_temp: 0.0 });
+    for (spec, field, limit) in [
+        (json!({"kind": "factor", "factor": -1}), "factor", Some(json!(0.0))),
+        (json!({"kind": "factor", "factor": 101}), "factor", Some(json!(100.0))),
+        (json!({"kind": "origin", "eps": 1}), "eps", Some(json!(1))),
+        (json!({"kind": "entropy", "alg_temp": 11}), "alg_temp", Some(json!(10.0))),
+        (json!({"kind": "origin", "alg_temp": 0.1}), "alg_temp", None),
+        (json!({"kind": "low_confidence", "eps": 0.1}), "eps", None),
+        (json!({"kind": "entropy", "factor": 1}), "factor", None),
+        (json!({"kind": "maskgit_plus", "confidence_eos_eot_inf": true}), "confidence_eos_eot_inf", None),
+    ] {
+        assert_eq!(refused("sampler", spec), (format!("sampler.{field}"), limit, 400));
+    }
 }
 
 #[test]

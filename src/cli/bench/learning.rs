@@ -42,8 +42,10 @@ struct Background {
 
 impl Background {
     fn start(host: &Host, config: &Config) -> anyhow::Result<Self> {
-        let (task, mut config) = (Task::Scenes, config.clone());
+        let (task, mut config, threads) = (Task::Scenes, config.clone(), config.training.threads);
         task.configure(&mut config, 1);
+        // The demo's crowd waits while it learns; here people are served, with the threads that a server learns with.
+        config.training.threads = threads;
         let mut practice = Practice::new(task, host, config.training, 1);
         practice.prompts = PROMPTS;
         let (stop, updates) = (CancellationToken::new(), Arc::new(AtomicU64::new(0)));

@@ -257,14 +257,15 @@ impl Task {
             threads: std::thread::available_parallelism().map_or(1, usize::from),
             // What is watched here is the rise of the success rate; ratings of one moment take no version back.
             trial_ratings: 1_000_000,
-            data: LaneConfig { per_subject_max: 4096, hold_out_one_in: 6, ..LaneConfig::default() },
+            data: LaneConfig { per_subject_max: 4096, hold_out_one_in: 4, ..LaneConfig::default() },
             // Only people can score, so the gate sees no more than how a candidate rates what was rated: a few dozen
-            // noisy thumbs. It refuses what is clearly worse; that a version is better shows over several.
+            // noisy thumbs, on the few prompts that were held out so far. It refuses what is clearly worse; that a version
+            // is better shows over several.
             gate: GateConfig {
                 prompts: 16,
-                completions: 2,
+                completions: 4,
                 min_gain: -0.05,
-                max_guard_loss: 0.3,
+                max_guard_loss: 0.5,
                 max_kl: 2.0,
                 ..GateConfig::default()
             },

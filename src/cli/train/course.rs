@@ -8,7 +8,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::TrainArgs;
-use super::practice::{Practice, Update, right, share, wanted};
+use super::practice::{Practice, Update};
 use crate::adapters::{VersionId, peft};
 use crate::cli::demo::judge::Marks;
 use crate::cli::demo::task::Task;
@@ -92,7 +92,11 @@ impl Course<'_> {
         let mut base = Vec::new();
         for settings in &settings {
             let marks = self.judge(&VersionId::base(), settings).await?;
-            self.say(format!("base at {settings}: {:.3}, as asked {:.3}", share(&marks, wanted), share(&marks, right)));
+            self.say(format!(
+                "base at {settings}: {:.3}, as asked {:.3}",
+                marks.success().share,
+                marks.correctness().share
+            ));
             base.push(marks);
         }
         let (mut updates, mut judged) = (Vec::new(), Vec::new());
@@ -152,14 +156,15 @@ impl Course<'_> {
     }
 
     fn compare(&self, after: usize, settings: &Value, base: &Marks, marks: &Marks) -> Judgement {
-        let gain = marks.gain(base, wanted, self.args.seed);
-        let correctness = marks.gain(base, right, self.args.seed);
+        let shares = |marks: &Marks| [marks.success().share, marks.correctness().share];
+        let gain = marks.gain(base, |opinion| opinion.wanted, self.args.seed);
+        let correctness = marks.gain(base, |opinion| opinion.correct, self.args.seed);
         let judgement = Judgement {
             after,
             settings: settings.clone(),
             n: marks.opinions.len(),
-            base: [share(base, wanted), share(base, right)],
-            policy: [share(marks, wanted), share(marks, right)],
+            base: shares(base),
+            policy: shares(marks),
             gain,
             correctness,
         };

@@ -165,7 +165,7 @@ impl Practice {
             opinions.extend(seen);
         }
         let marks = Marks { opinions };
-        let (wanted, correct) = (share(&marks, wanted), share(&marks, right));
+        let (wanted, correct) = (marks.success().share, marks.correctness().share);
         Ok((
             batch,
             Update {
@@ -212,24 +212,6 @@ impl Practice {
         let parts = [number(opinion.wanted), number(opinion.correct), opinion.soft];
         parts.iter().zip(&self.reward).map(|(part, weight)| part * weight).sum()
     }
-}
-
-/// People want it.
-#[must_use]
-pub fn wanted(opinion: &Opinion) -> bool {
-    opinion.wanted
-}
-
-/// It is what was asked for.
-#[must_use]
-pub fn right(opinion: &Opinion) -> bool {
-    opinion.correct
-}
-
-/// The share of which `of` is true.
-#[must_use]
-pub fn share(marks: &Marks, of: fn(&Opinion) -> bool) -> f64 {
-    marks.opinions.iter().filter(|opinion| of(opinion)).count() as f64 / marks.opinions.len().max(1) as f64
 }
 
 /// `params` with the fields of `settings` in place of its own.

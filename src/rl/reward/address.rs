@@ -88,7 +88,7 @@ fn embedded_v4(ip: Ipv6Addr) -> Option<Ipv4Addr> {
 /// `Connection` when the name does not resolve within `timeout`; `AddressRefused` when any of its addresses may not
 /// be reached, since a name of which one address is inside and another outside is a trick.
 pub async fn resolve(host: &str, port: u16, listed: &[String], timeout: Duration) -> Result<SocketAddr, HookError> {
-    let bare = host.trim_start_matches('[').trim_end_matches(']');
+    let bare = crate::net::bare(host);
     let looked_up = tokio::time::timeout(timeout, tokio::net::lookup_host((bare, port))).await;
     let found: Vec<SocketAddr> = match looked_up {
         Err(_) => return Err(HookError::Timeout(timeout)),

@@ -7,7 +7,7 @@ use candle_core::Tensor;
 use crate::diffusion::canvas::Canvas;
 use crate::diffusion::denoise::complete;
 use crate::diffusion::frame::given;
-use crate::diffusion::params::{ImageParams, ImageSampler, Schedule, TextParams, TextSampler};
+use crate::diffusion::params::{Ends, ImageParams, ImageSampler, Schedule, TextParams, TextSampler};
 use crate::diffusion::rng::Stream;
 use crate::models::nn::Precision;
 use crate::models::transformer::{Transformer, TransformerConfig};
@@ -89,6 +89,7 @@ fn answers(model: &Model, seed: u64) -> Result<Vec<Answer>, ModelError> {
         top_p: 1.0,
         top_k: 0,
         sampler: TextSampler::LowConfidence,
+        ends: Ends::default(),
         guidance_scale: 0.0,
         stop_at_eos: true,
         stop: Vec::new(),
