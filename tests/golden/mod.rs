@@ -20,9 +20,9 @@ mod text;
 mod vq;
 
 /// Every folder with a transformer.
-const FOLDERS: [&str; 5] = ["llada", "llada_gqa_tied", "dream", "sdar", "mmada"];
+pub(crate) const FOLDERS: [&str; 5] = ["llada", "llada_gqa_tied", "dream", "sdar", "mmada"];
 
-fn folder(name: &str) -> PathBuf {
+pub(crate) fn folder(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name)
 }
 
