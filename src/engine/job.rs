@@ -33,6 +33,13 @@ pub enum Prompt {
     Ids(Vec<u32>),
     /// A conversation that the model answers, laid out by its chat template.
     Messages(Vec<Message>),
+    /// A picture and what is asked about it.
+    About {
+        /// Codes of the picture, row by row.
+        codes: Vec<u32>,
+        /// Text, ids or a conversation.
+        prompt: Box<Prompt>,
+    },
     /// Text with holes: literal pieces and holes of so many tokens each. The canvas is all of it.
     Template(Vec<TemplatePart>),
 }

@@ -10,12 +10,15 @@ use serde_json::Value;
 
 mod folders;
 mod layouts;
+mod learning;
 mod logits;
 mod maskgrpo;
+mod pictures;
 mod refusals;
 mod replays;
 mod runs;
 mod samplers;
+mod served;
 mod text;
 mod vq;
 

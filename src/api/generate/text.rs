@@ -14,6 +14,7 @@ use super::reply::TextReply;
 use super::run;
 use super::sampler::{self, SamplerSpec};
 use super::template::Template;
+use super::{image, upload};
 use crate::api::defaults::TextDefaults;
 use crate::api::error::{ApiError, Problem};
 use crate::api::extract::Json;
@@ -34,6 +35,11 @@ pub(crate) struct TextRequest {
     pub template: Option<Template>,
     /// Raw ids, used as they are.
     pub prompt_token_ids: Option<Vec<u32>>,
+    /// A picture that the text is about: a PNG, JPEG or WebP file in base64, at most 4096×4096 pixels. For models that look
+    /// at pictures; not with `template`.
+    pub image: Option<String>,
+    /// Rows and columns of the tokens that `image` is read as. Absent: the grid that the model draws.
+    pub grid: Option<[u64; 2]>,
     /// Number of completions.
     pub n: Option<u64>,
     /// Length of the generated canvas; not with `template`, whose holes say it.
@@ -130,14 +136,38 @@ pub(crate) enum TextPart {
 ))]
 pub(in crate::api) async fn generate_text(
     State(app): State<App>,
-    Json { value, .. }: Json<TextRequest>,
+    Json { mut value, .. }: Json<TextRequest>,
 ) -> Result<Response, ApiError> {
-    let plan = value.plan(&Served::of(&app.engine), &app.limits, &app.defaults.text)?;
+    let served = Served::of(&app.engine);
+    let grid = value.looked_at(&served, &app.limits)?;
+    let image = value.image.take();
+    let mut plan = value.plan(&served, &app.limits, &app.defaults.text)?;
+    // Reading a picture costs the most, so everything else is checked first.
+    if let (Some(image), Some(grid)) = (image, grid) {
+        let codes = upload::codes(&app, image, grid).await?;
+        plan.request.prompt = Prompt::About { codes, prompt: Box::new(plan.request.prompt) };
+    }
     run::respond(app, plan, None).await
 }
 
 impl TextRequest {
-    /// Checks every field; pure.
+    /// The grid that the picture is read as; `None` without one.
+    fn looked_at(&self, served: &Served, limits: &ApiLimits) -> Result<Option<(usize, usize)>, ApiError> {
+        let refuse = |field: &str, message: &str, hint: &str| Err(ApiError::invalid(field, message, hint));
+        match (&self.image, served.image.filter(|_| served.looks)) {
+            (None, _) if self.grid.is_some() => refuse("grid", "has no meaning without image", "leave it out"),
+            (None, _) => Ok(None),
+            (Some(_), None) => {
+                refuse("image", "this model looks at no pictures", "leave it out, or serve one that does")
+            }
+            (Some(_), Some(_)) if self.template.is_some() => {
+                refuse("image", "cannot be sent together with template", "ask with prompt or messages")
+            }
+            (Some(_), Some((drawn, _))) => image::grid(self.grid, drawn, limits).map(Some),
+        }
+    }
+
+    /// Checks every other field; pure.
     pub(in crate::api) fn plan(
         mut self,
         served: &Served,
