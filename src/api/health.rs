@@ -189,6 +189,7 @@ impl Info {
                 image: spec
                     .image
                     .as_ref()
+                    .filter(|_| app.engine.draws())
                     .map(|image| ImageInfo { grid: image.grid, codebook: image.codes.end - image.codes.start }),
             },
             adapter: app.engine.serving().routes().active().to_string(),

@@ -17,6 +17,8 @@ use crate::store::{Store, SubjectKey};
 
 /// Adapters on their way in or out.
 const ADAPTER_TRANSFERS: usize = 2;
+/// Requests whose pictures are being read, or wait for it.
+const UPLOADS: usize = 32;
 
 /// The state of every route.
 pub type App = Arc<AppState>;
@@ -43,8 +45,10 @@ pub struct AppState {
     pub subjects: SubjectKey,
     /// How far the shutdown is.
     pub shutdown: Shutdown,
-    /// Pictures that are drawn and encoded at the same time.
+    /// Pictures that are drawn or read at the same time.
     pub renders: Arc<Semaphore>,
+    /// Requests whose pictures are being read, or wait for it: each is in memory.
+    pub uploads: Arc<Semaphore>,
     /// Bytes of an imported adapter's tensors.
     pub adapter_bytes: u64,
     /// Adapters that are on their way in or out at the same time: each is in memory.
@@ -68,6 +72,7 @@ impl AppState {
             subjects,
             shutdown: Shutdown::default(),
             renders: Arc::new(Semaphore::new(threads)),
+            uploads: Arc::new(Semaphore::new(UPLOADS)),
             adapter_bytes: adapters::Limits::default().file_bytes,
             adapter_transfers: Arc::new(Semaphore::new(ADAPTER_TRANSFERS)),
         }

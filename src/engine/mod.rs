@@ -259,7 +259,19 @@ impl Engine {
         Ok(picture)
     }
 
-    /// The codes of a picture, for inpainting.
+    /// It draws: codes can be made pictures.
+    #[must_use]
+    pub fn draws(&self) -> bool {
+        self.model.codec.is_some()
+    }
+
+    /// It looks at pictures: a text may be about one.
+    #[must_use]
+    pub fn looks(&self) -> bool {
+        self.draws() && self.model.layout.seen_prefix(&[], &[]).is_some()
+    }
+
+    /// The codes of a picture, for inpainting or to be looked at.
     ///
     /// # Errors
     /// `Invalid` when the model has no image side or cannot encode the picture.
@@ -268,9 +280,12 @@ impl Engine {
     }
 
     fn codec(&self) -> Result<&dyn crate::models::ImageCodec, EngineError> {
-        self.model.codec.as_deref().ok_or_else(|| EngineError::Invalid {
-            field: "model",
-            message: format!("{} has no image side; ask for text instead", self.spec.name),
+        self.model.codec.as_deref().ok_or_else(|| {
+            let reason = match self.spec.image {
+                Some(_) => "is served without an image codec; name one with --codec",
+                None => "has no image side; ask for text instead",
+            };
+            EngineError::Invalid { field: "model", message: format!("{} {reason}", self.spec.name) }
         })
     }
 

@@ -244,8 +244,8 @@ pub trait Layout: Send + Sync {
         Ok(self.text_prefix(&tokenizer.encode(&lines.join("\n"))?))
     }
 
-    /// The ids before a text that is about an image, for the image's codes and a prompt with its own layout; `None`
-    /// when the model does not look at images.
+    /// The ids before a text that is about an image, for the image's codes and the ids that would be before the text
+    /// without it; `None` when the model does not look at images.
     fn seen_prefix(&self, _codes: &[u32], _prompt: &[u32]) -> Option<Vec<u32>> {
         None
     }

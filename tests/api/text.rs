@@ -78,6 +78,18 @@ async fn every_way_to_give_a_prompt_works() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_model_with_a_layout_of_its_own_reads_a_conversation_line_by_line() {
+    let server = Server::start().await;
+    let said = json!({"prompt": null, "messages": [
+        {"role": "system", "content": "ab"}, {"role": "user", "content": "c"}, {"role": "assistant", "content": "d"},
+    ]});
+    let (said, plain) = (body(said), body(json!({"prompt": "ab\nc\nd"})));
+    let (said, plain) = (server.ok("/generate/text", &said).await, server.ok("/generate/text", &plain).await);
+    assert_eq!(said["completions"][0]["text"], plain["completions"][0]["text"]);
+    assert_eq!(said["usage"], plain["usage"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_template_keeps_its_text_and_fills_its_holes() {
     let server = Server::start().await;
     let parts = json!({"template": "ab[[3]]cd[[2]]", "steps": 5, "seed": 3, "return": ["token_ids", "commit_steps"]});
