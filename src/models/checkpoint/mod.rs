@@ -11,10 +11,9 @@ use candle_core::Device;
 use serde_json::{Map, Value};
 
 use super::backbone::TransformerBackbone;
-use super::nn::Precision;
 use super::shape::{Pattern, TransformerConfig, parameters};
 use super::transformer::Transformer;
-use super::{ImageSpec, Layout, Model, ModelError, ModelSpec};
+use super::{ImageSpec, Layout, Model, ModelError, ModelSpec, Placement};
 use crate::text::TextFiles;
 
 mod family;
@@ -96,12 +95,14 @@ impl Checkpoint {
     ///
     /// # Errors
     /// When a file cannot be read, a value is not finite, or the device has no room.
-    pub fn load(self, device: &Device) -> Result<Model, ModelError> {
+    pub fn load(self, to: impl Into<Placement>) -> Result<Model, ModelError> {
         let Self { facts, text, shards, mut spec, layout } = self;
+        let to = to.into();
+        let device = &to.device;
         tracing::debug!(dtypes = shards.dtypes(), bytes = shards.bytes(device), "loading weights");
         let (transformer, sha256) = std::thread::scope(|scope| {
             let hash = scope.spawn(|| shards.sha256());
-            let transformer = Transformer::load(facts.config, Precision::Exact, |name| shards.tensor(name, device));
+            let transformer = Transformer::load(facts.config, to.products(), |name| shards.tensor(name, device));
             (transformer, hash.join())
         });
         spec.sha256 = sha256.map_err(|_| ModelError::Weights("hashing the files failed".into()))??;
