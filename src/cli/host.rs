@@ -72,7 +72,10 @@ pub fn model(config: &config::Engine) -> anyhow::Result<Model> {
 }
 
 /// Where the weights go.
-fn placement(config: &config::Engine) -> anyhow::Result<Placement> {
+///
+/// # Errors
+/// When the device is not there, or keeps no weights in the format.
+pub fn placement(config: &config::Engine) -> anyhow::Result<Placement> {
     let device = device(config.device)?;
     let format = match config.weights {
         WeightFormat::F32 => Format::F32,
@@ -184,6 +187,18 @@ fn load(config: &config::Engine, to: &Placement) -> anyhow::Result<Model> {
         }
     }
     Ok(loaded)
+}
+
+/// The folder of the model, if it is a checkpoint; one of the hub is downloaded first.
+///
+/// # Errors
+/// When it is nowhere.
+pub fn checkpoint(config: &config::Engine) -> anyhow::Result<Option<PathBuf>> {
+    if config.model == starter::NAME {
+        return Ok(None);
+    }
+    let (folder, _) = obtain(&config.model, config.offline)?;
+    Ok(checkpoint::is_checkpoint(&folder).then_some(folder))
 }
 
 /// The folder of a model or codec, and whether it is the hub's.

@@ -15,11 +15,13 @@ use transformer::{Transformer, TransformerConfig};
 
 pub mod backbone;
 pub mod checkpoint;
+pub mod fields;
 pub mod lora;
 pub mod names;
 pub mod nn;
 pub mod optim;
 pub mod shape;
+pub mod shards;
 pub mod transformer;
 pub mod vq;
 pub mod weights;

@@ -75,6 +75,15 @@ impl Format {
         }
     }
 
+    /// Bytes that a weight takes.
+    #[must_use]
+    pub fn bytes(self, outputs: usize, inputs: usize) -> usize {
+        let row_lines = row_lines(inputs, self);
+        let blocks = if self == Self::Int8 { row_lines.div_ceil(self.depth()) } else { 0 };
+        let marks = blocks * (size_of::<[f32; COLS]>() + size_of::<[i32; COLS]>());
+        outputs.div_ceil(COLS) * (row_lines * COLS * size_of::<Line>() + marks)
+    }
+
     /// Lines of a row of x that a panel is passed with at a time. Of int8 it is a block with its scale, else what keeps
     /// a panel's share in the second-level cache.
     fn depth(self) -> usize {
@@ -143,12 +152,6 @@ impl Panels {
     #[must_use]
     pub fn shape(&self) -> (usize, usize) {
         (self.outputs, self.inputs)
-    }
-
-    /// Bytes that it takes.
-    #[must_use]
-    pub fn bytes(&self) -> usize {
-        size_of_val(&self.lines[..]) + size_of_val(&self.scales[..]) + size_of_val(&self.offsets[..])
     }
 
     /// Rows `outputs` of the weight as they are multiplied `(outputs, inputs)`: exact, rounded to bf16, or the integers

@@ -181,11 +181,17 @@ fn values_that_are_not_finite_stay_so() {
 #[test]
 fn formats_take_the_memory_that_they_promise() {
     let (n, k) = (320, 768);
-    let bytes = |format| Panels::pack(&vec![0.5; n * k], n, k, format).unwrap().bytes();
-    assert_eq!(bytes(Format::F32), 4 * n * k);
-    assert_eq!(bytes(Format::Bf16), 2 * n * k);
+    assert_eq!(Format::F32.bytes(n, k), 4 * n * k);
+    assert_eq!(Format::Bf16.bytes(n, k), 2 * n * k);
     // Two words for every block of 256.
-    assert_eq!(bytes(Format::Int8), n * k + 8 * n * k / BLOCK);
+    assert_eq!(Format::Int8.bytes(n, k), n * k + 8 * n * k / BLOCK);
+    for (n, k) in [(320, 768), (70, 530), (1, 1)] {
+        for format in FORMATS {
+            let panels = Panels::pack(&vec![0.5; n * k], n, k, format).unwrap();
+            let marks = size_of_val(&panels.scales[..]) + size_of_val(&panels.offsets[..]);
+            assert_eq!(format.bytes(n, k), size_of_val(&panels.lines[..]) + marks);
+        }
+    }
 }
 
 #[test]
