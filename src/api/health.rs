@@ -45,6 +45,10 @@ pub(super) struct Info {
     learning: LearningInfo,
     /// In words.
     device: String,
+    /// How the weights of matrix products are kept, and the precision these have: `f32` is exact, `bf16` and `int8`
+    /// round weights and activations; on a GPU `as in the file`.
+    #[schema(example = "f32")]
+    weights: &'static str,
     /// What a request may ask for.
     limits: ApiLimits,
     /// What it gets when it does not say.
@@ -199,6 +203,7 @@ impl Info {
                 adapters: app.trainer.is_some(),
             },
             device: app.device.clone(),
+            weights: app.weights,
             limits: app.limits.clone(),
             defaults: app.defaults.clone(),
             template_hole: template::HOLE,

@@ -39,6 +39,8 @@ pub struct AppState {
     pub defaults: Defaults,
     /// The device in words, for `/info`.
     pub device: String,
+    /// How the weights of products are kept, for `/info`.
+    pub weights: &'static str,
     /// What `/metrics` shows.
     pub metrics: PrometheusHandle,
     /// Keyed hash for the ids of end users.
@@ -68,6 +70,7 @@ impl AppState {
             limits: ApiLimits::default(),
             defaults: Defaults::default(),
             device: "cpu".to_owned(),
+            weights: "f32",
             metrics,
             subjects,
             shutdown: Shutdown::default(),
