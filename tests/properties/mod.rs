@@ -2,6 +2,7 @@
 
 mod exactness;
 pub(crate) mod fake;
+mod overload;
 mod reference;
 mod scheduling;
 mod serving;
