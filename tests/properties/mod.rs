@@ -4,6 +4,7 @@ mod exactness;
 pub(crate) mod fake;
 mod overload;
 mod reference;
+mod savings;
 mod scheduling;
 mod serving;
 mod starter;
