@@ -130,6 +130,20 @@ pub struct Finished {
     pub denoising: Duration,
 }
 
+impl Finished {
+    /// How many of `tokens` were committed rather than given.
+    #[must_use]
+    pub fn committed(&self) -> usize {
+        self.commit_steps.iter().filter(|step| **step >= 0).count()
+    }
+
+    /// PPT: positions evaluated per token of the result. What was committed after the end of a text counts as cost alone.
+    #[must_use]
+    pub fn ppt(&self) -> f64 {
+        self.positions_evaluated as f64 / self.committed().max(1) as f64
+    }
+}
+
 /// What a client hears of its request, in order. `Step`, `Block` and `Preview` may be dropped for a slow client;
 /// `Finished`, `Done` and `Failed` never are.
 #[derive(Debug, Clone)]
