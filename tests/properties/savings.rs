@@ -101,7 +101,7 @@ fn run(model: &dyn Backbone, savings: Savings, start: &[Canvas]) -> Vec<Bits> {
 
 #[test]
 fn every_saving_is_lossless() {
-    let none = Savings { share_first_step: false, memoise_unconditional: false };
+    let none = Savings { share_first_step: false, memoise_unconditional: false, keep_finished_blocks: false };
     let (all, off) = (Savings::default(), Waste::default());
     let ways = [
         ("no step shared", Savings { share_first_step: false, ..all }, off),
