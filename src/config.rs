@@ -84,6 +84,19 @@ pub enum DeviceKind {
     Metal,
 }
 
+/// How the weights of matrix products are kept on a CPU, and with what precision those are computed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WeightFormat {
+    /// f32, exact.
+    #[default]
+    F32,
+    /// Weights and activations of products rounded to bf16: half the memory.
+    Bf16,
+    /// Weights and activations of products rounded to 8 bits, each 256 with a scale: a quarter of the memory.
+    Int8,
+}
+
 /// What is served and how much at a time.
 #[derive(Debug, Clone, PartialEq, Eq, Args, Serialize, Deserialize)]
 #[command(next_help_heading = "Engine")]
@@ -103,6 +116,9 @@ pub struct Engine {
     /// Device that computes
     #[arg(long, env = "LACUNA_DEVICE", value_enum, default_value_t = Engine::default().device)]
     pub device: DeviceKind,
+    /// How weights are kept on a CPU; less than f32 is faster and rounds activations, too (a GPU keeps the file's type)
+    #[arg(long, env = "LACUNA_WEIGHTS", value_enum, default_value_t = Engine::default().weights)]
+    pub weights: WeightFormat,
     /// CPU threads of the engine [default: one per core]
     #[arg(long, env = "LACUNA_THREADS")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -129,6 +145,7 @@ impl Default for Engine {
             codec: None,
             offline: false,
             device: DeviceKind::Auto,
+            weights: WeightFormat::F32,
             threads: None,
             max_queue: 256,
             max_rows: 4096,

@@ -2,6 +2,7 @@
 #![cfg(test)]
 
 mod api;
+mod bench;
 mod browser;
 mod cli;
 mod crash;

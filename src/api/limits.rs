@@ -20,7 +20,7 @@ pub struct ApiLimits {
     pub max_tokens: usize,
     /// Steps of one completion.
     pub max_steps: usize,
-    /// Cells of an image's token grid.
+    /// Cells of an image's token grid, drawn or looked at.
     pub max_image_cells: usize,
     /// Milliseconds of `deadline_ms`.
     pub max_deadline_ms: u64,
@@ -48,6 +48,8 @@ pub mod fixed {
     pub const HEADER_BYTES: usize = 32 << 10;
     /// Bytes of a client's `x-request-id`; a longer one is replaced.
     pub const REQUEST_ID_BYTES: usize = 128;
+    /// Pixels along a side of a picture that a request brings. Its bytes are part of the body.
+    pub const PICTURE_SIDE: u32 = 4096;
     /// Entries of `messages`.
     pub const MESSAGES: usize = 64;
     /// Pieces of a template.

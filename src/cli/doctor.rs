@@ -105,10 +105,10 @@ fn device(config: &Config) -> Check {
 /// Of a checkpoint, by its files alone; the built-in model fits everywhere.
 fn memory(config: &Config) -> Option<Check> {
     let limits = &config.engine;
-    let device = host::device(limits.device).ok()?;
+    let placement = host::placement(limits).ok()?;
     // What cannot be had is told of by the check of the model.
     let folder = host::checkpoint(limits).ok()??;
-    Some(check("memory", fit::check(&folder, &device, limits)))
+    Some(check("memory", fit::check(&folder, &placement, limits)))
 }
 
 fn model(config: &Config) -> Check {

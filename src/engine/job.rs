@@ -10,6 +10,7 @@ use crate::adapters::VersionId;
 pub use crate::diffusion::params::{
     Ends, Fidelity, FinishReason, ImageParams, ImageSampler, Schedule, TextParams, TextSampler,
 };
+pub use crate::text::Message;
 
 /// Who goes first when the device is busy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
@@ -31,6 +32,15 @@ pub enum Prompt {
     Text(String),
     /// Raw ids. For text they are the whole prefix (no layout is added); for images the text before any layout.
     Ids(Vec<u32>),
+    /// A conversation that the model answers, laid out by its chat template.
+    Messages(Vec<Message>),
+    /// A picture and what is asked about it.
+    About {
+        /// Codes of the picture, row by row.
+        codes: Vec<u32>,
+        /// Text, ids or a conversation.
+        prompt: Box<Prompt>,
+    },
     /// Text with holes: literal pieces and holes of so many tokens each. The canvas is all of it.
     Template(Vec<TemplatePart>),
 }
@@ -118,6 +128,20 @@ pub struct Finished {
     pub queued: Duration,
     /// Time from its first step to its last.
     pub denoising: Duration,
+}
+
+impl Finished {
+    /// How many of `tokens` were committed rather than given.
+    #[must_use]
+    pub fn committed(&self) -> usize {
+        self.commit_steps.iter().filter(|step| **step >= 0).count()
+    }
+
+    /// PPT: positions evaluated per token of the result. What was committed after the end of a text counts as cost alone.
+    #[must_use]
+    pub fn ppt(&self) -> f64 {
+        self.positions_evaluated as f64 / self.committed().max(1) as f64
+    }
 }
 
 /// What a client hears of its request, in order. `Step`, `Block` and `Preview` may be dropped for a slow client;

@@ -1,7 +1,8 @@
 //! Concurrency without maths: the handle that the rest of the server talks to, the pure scheduler, the device thread.
 //!
-//! `job` is the vocabulary, `admit` turns requests into canvases, `scheduler` decides who steps (no tensors), `runner` is
-//! the one thread that owns the device, `ticket` and `transcript` are the client's side of a request.
+//! `job` is the vocabulary, `admit` turns requests into canvases, `scheduler` decides who steps (no tensors) under the
+//! budget that `pace` learns from the ticks, `runner` is the one thread that owns the device, `ticket` and `transcript`
+//! are the client's side of a request.
 
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, RwLock};
@@ -13,6 +14,7 @@ use uuid::Uuid;
 
 mod admit;
 pub mod job;
+pub mod pace;
 mod runner;
 mod running;
 pub mod scheduler;
@@ -28,7 +30,7 @@ pub use stats::Counters;
 pub use ticket::{Events, Ticket};
 
 use crate::models::{Model, ModelError, ModelSpec, Packed};
-use job::Task;
+use job::{Priority, Task};
 use runner::{Command, Runner};
 use running::{Job, Running};
 use shared::Shared;
@@ -68,7 +70,7 @@ pub enum EngineError {
 /// Bounds on what is admitted; every one has a flag.
 #[derive(Debug, Clone)]
 pub struct Limits {
-    /// Canvases waiting for their first step (a request of `n` counts `n`).
+    /// Canvases waiting for their first step (a request of `n` counts `n`); classes below interactive fill three quarters.
     pub max_queue: usize,
     /// Rows of one packed forward.
     pub max_rows: usize,
@@ -216,8 +218,9 @@ impl Engine {
     }
 
     fn enqueue(&self, job: Job, canvases: Vec<Running>) -> Result<(), EngineError> {
-        let (n, limit) = (canvases.len(), self.limits.max_queue);
-        let Some(ahead) = self.shared.enter(n, limit) else {
+        let (n, max) = (canvases.len(), self.limits.max_queue);
+        let limit = places(max, canvases.first().map(|canvas| canvas.priority).unwrap_or_default());
+        let Some(ahead) = self.shared.enter(n, limit, max) else {
             let excess = (self.status().queued + n).saturating_sub(limit);
             return Err(EngineError::Full { limit, retry_after_s: self.shared.retry_after(excess) });
         };
@@ -259,7 +262,19 @@ impl Engine {
         Ok(picture)
     }
 
-    /// The codes of a picture, for inpainting.
+    /// It draws: codes can be made pictures.
+    #[must_use]
+    pub fn draws(&self) -> bool {
+        self.model.codec.is_some()
+    }
+
+    /// It looks at pictures: a text may be about one.
+    #[must_use]
+    pub fn looks(&self) -> bool {
+        self.draws() && self.model.layout.seen_prefix(&[], &[]).is_some()
+    }
+
+    /// The codes of a picture, for inpainting or to be looked at.
     ///
     /// # Errors
     /// `Invalid` when the model has no image side or cannot encode the picture.
@@ -268,9 +283,12 @@ impl Engine {
     }
 
     fn codec(&self) -> Result<&dyn crate::models::ImageCodec, EngineError> {
-        self.model.codec.as_deref().ok_or_else(|| EngineError::Invalid {
-            field: "model",
-            message: format!("{} has no image side; ask for text instead", self.spec.name),
+        self.model.codec.as_deref().ok_or_else(|| {
+            let reason = match self.spec.image {
+                Some(_) => "is served without an image codec; name one with --codec",
+                None => "has no image side; ask for text instead",
+            };
+            EngineError::Invalid { field: "model", message: format!("{} {reason}", self.spec.name) }
         })
     }
 
@@ -312,6 +330,12 @@ impl Engine {
             }
         }
     }
+}
+
+/// How many of `max` places a class may wait in: the last quarter is for those whom somebody waits for, so that no flood
+/// of the others shuts them out.
+fn places(max: usize, class: Priority) -> usize {
+    if class == Priority::Interactive { max } else { max - max / 4 }
 }
 
 fn refused(field: &'static str, error: &ModelError) -> EngineError {

@@ -8,8 +8,9 @@ use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 
 use super::job::{Edit, Event, FinishReason, Priority};
+use super::pace::{Pace, Rate};
 use super::running::{Job, Running};
-use super::scheduler::{Candidate, Scheduler};
+use super::scheduler::{Candidate, Scheduler, longest_ticks};
 use super::shared::Shared;
 use super::stats::TickStats;
 use super::{EngineError, Limits};
@@ -39,10 +40,10 @@ pub(super) struct Runner {
     /// In order of arrival.
     canvases: Vec<Running>,
     started: Instant,
-    /// Mean time of a tick, for deadlines.
-    tick_time: Duration,
-    /// When a canvas was last finished while others were waiting.
-    last_finish: Option<Instant>,
+    /// How long ticks take.
+    pace: Pace,
+    /// How often canvases end.
+    rate: Rate,
 }
 
 impl Runner {
@@ -57,8 +58,8 @@ impl Runner {
             jobs: HashMap::new(),
             canvases: Vec::new(),
             started: Instant::now(),
-            tick_time: Duration::ZERO,
-            last_finish: None,
+            pace: Pace::default(),
+            rate: Rate::default(),
         }
     }
 
@@ -73,7 +74,6 @@ impl Runner {
     /// Takes what is waiting; waits when there is nothing else to do. False when nothing can come any more.
     fn take_commands(&mut self) -> bool {
         if self.canvases.is_empty() {
-            self.last_finish = None;
             match self.commands.blocking_recv() {
                 Some(command) => self.obey(command),
                 None => return false,
@@ -149,24 +149,25 @@ impl Runner {
 
     /// Who steps, deadlines applied.
     fn plan(&mut self, now: Instant) -> Vec<usize> {
-        // The step that is about to run ends a tick from now.
-        let soon = now + self.tick_time;
-        let mut candidates = Vec::with_capacity(self.canvases.len());
-        for running in &mut self.canvases {
-            let urgent = running.deadline.is_some_and(|deadline| soon >= deadline);
-            if urgent {
+        let budget = self.pace.budget(self.max_rows);
+        let share = self.denoiser.savings.share_first_step;
+        let candidate = |running: &Running| Candidate {
+            id: running.id,
+            class: running.priority,
+            rows: running.canvas.rows(),
+            urgent: false,
+            shared: (share && running.canvas.is_fresh()).then_some(running.job),
+        };
+        let mut candidates: Vec<Candidate> = self.canvases.iter().map(candidate).collect();
+        let longest = longest_ticks(&candidates, budget);
+        for (running, candidate) in self.canvases.iter_mut().zip(&mut candidates) {
+            let left = running.deadline.map(|deadline| deadline.saturating_duration_since(now));
+            candidate.urgent = left.is_some_and(|left| self.pace.must_end(longest[candidate.class as usize], left));
+            if candidate.urgent {
                 running.canvas.rush();
             }
-            let fresh = running.canvas.is_fresh() && self.denoiser.savings.share_first_step;
-            candidates.push(Candidate {
-                id: running.id,
-                class: running.priority,
-                rows: running.canvas.rows(),
-                urgent,
-                shared: fresh.then_some(running.job),
-            });
         }
-        self.scheduler.plan(&candidates, self.max_rows, now - self.started)
+        self.scheduler.plan(&candidates, budget, now - self.started)
     }
 
     /// Tells the clients, and retires what is done.
@@ -180,6 +181,7 @@ impl Runner {
             sampling: tick.sampling,
             ..TickStats::default()
         };
+        let present = self.canvases.len();
         self.shared.shapes.note(tick.batch);
         for (&id, outcome) in ids.iter().zip(tick.outcomes) {
             match outcome {
@@ -188,8 +190,11 @@ impl Runner {
             }
         }
         stats.wall = began.elapsed();
-        // An exponential mean over about eight ticks.
-        self.tick_time = if self.tick_time.is_zero() { stats.wall } else { (self.tick_time * 7 + stats.wall) / 8 };
+        self.pace.note(stats.rows, stats.wall);
+        self.rate.note(present - self.canvases.len(), stats.wall);
+        if let Some(interval) = self.rate.interval() {
+            self.shared.note_interval(interval);
+        }
         self.shared.stats.tick(&stats);
     }
 
@@ -225,7 +230,6 @@ impl Runner {
     fn finish(&mut self, at: usize, reason: FinishReason) {
         let running = self.canvases.remove(at);
         self.shared.leave(true);
-        self.note_throughput();
         let Some(job) = self.jobs.get_mut(&running.job) else { return };
         let id = running.job;
         job.finished(running, reason);
@@ -241,16 +245,8 @@ impl Runner {
             job.failed(EngineError::Device(cause.to_owned()));
         }
     }
-
-    /// How often a canvas ends, for an honest `Retry-After`.
-    fn note_throughput(&mut self) {
-        let now = Instant::now();
-        if let Some(last) = self.last_finish.replace(now) {
-            self.shared.note_interval(now - last);
-        }
-    }
 }
 
-/// Classes are ordered as they are scheduled; the scheduler indexes its clocks by them.
+/// Classes are ordered as they are scheduled; the scheduler indexes by them.
 const _: () =
     assert!(Priority::Interactive as usize == 0 && Priority::Batch as usize == 1 && Priority::Rollout as usize == 2);

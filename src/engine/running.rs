@@ -61,7 +61,7 @@ impl Job {
             queued: begun.saturating_duration_since(self.submitted),
             denoising: begun.elapsed(),
         };
-        stats::finished(canvas.is_image(), finished.queued, finished.denoising);
+        stats::finished(canvas.is_image(), &finished);
         self.must_send(Frame::Finished(Box::new(finished), text));
         self.unfinished -= 1;
         if self.unfinished == 0 {

@@ -9,8 +9,12 @@
 //!    robin in its virtual-time form: a newcomer starts at the least-served one's count;
 //! 4. a canvas that does not fit what is left of the budget is skipped, not waited for;
 //! 5. rollouts beside others get a sixteenth of the rows, never more, and no less where there is room, so that learning
-//!    slows nobody down and is never starved; alone they get all of them, but in short ticks while others have been here
-//!    within a second, so that a newcomer never waits long.
+//!    slows nobody down and is never starved;
+//! 6. where the cost of a tick is known, whatever rides with interactive canvases makes their ticks a sixteenth
+//!    longer at most: a ledger is credited with that much per tick, and what rides along is charged to it. What is first in line
+//!    waits until it can be paid for, so that nothing is too large to ever ride;
+//! 7. ticks without the more important are short while they have been here within a second, so that a newcomer never
+//!    waits long.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -32,6 +36,22 @@ pub struct Candidate {
     pub shared: Option<u64>,
 }
 
+/// Rows of the longest ticks that canvases of each class may step in: all that is no less important, within the budget,
+/// and the largest of the others that may ride along.
+#[must_use]
+pub fn longest_ticks(canvases: &[Candidate], budget: Budget) -> [usize; 3] {
+    let (mut sums, mut largest) = ([0; 3], [0; 3]);
+    for canvas in canvases {
+        let class = canvas.class as usize;
+        sums[class] += canvas.rows;
+        largest[class] = canvas.rows.max(largest[class]);
+    }
+    std::array::from_fn(|class| {
+        let riders = largest[class + 1..].iter().max().copied().unwrap_or(0);
+        sums[..=class].iter().sum::<usize>().min(budget.rows) + riders
+    })
+}
+
 /// What is remembered of a canvas between ticks.
 #[derive(Debug, Clone, Copy)]
 struct Account {
@@ -43,9 +63,29 @@ struct Account {
     seen: u64,
 }
 
-/// Rollouts beside others get one row for so many of theirs.
-const ROLLOUT_SHARE: i64 = 16;
-/// How long after the others have gone ticks of rollouts stay short.
+/// What a tick may hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Budget {
+    /// Rows of a tick; only a single canvas may exceed them.
+    pub rows: usize,
+    /// The same while somebody more important than all that are here may come at any time.
+    pub short: usize,
+    /// Rows that take as long as what a tick takes whatever it holds. `None`: not known, and rule 6 is off.
+    pub fixed: Option<usize>,
+}
+
+impl Budget {
+    /// So many rows, whose cost is not known.
+    #[must_use]
+    pub fn rows(rows: usize) -> Self {
+        Self { rows, short: rows / SHARE as usize, fixed: None }
+    }
+}
+
+/// Rollouts beside others get one row for so many of theirs, and others beside interactive canvases one for so many of
+/// their ticks' rows, fixed cost included.
+const SHARE: i64 = 16;
+/// How long after the more important have gone ticks stay short.
 const CALM: Duration = Duration::from_secs(1);
 
 /// The scheduler's memory.
@@ -53,10 +93,12 @@ const CALM: Duration = Duration::from_secs(1);
 pub struct Scheduler {
     max_running: usize,
     aging: Duration,
-    /// Rows that others were served, less [`ROLLOUT_SHARE`] times those of rollouts beside them.
+    /// Rows that others were served, less [`SHARE`] times those of rollouts beside them.
     earned: i64,
-    /// When somebody other than rollouts was last here.
-    others: Option<Duration>,
+    /// Rows that others may add to ticks with interactive canvases, times [`SHARE`].
+    credit: i64,
+    /// When each class was last here.
+    here: [Option<Duration>; 3],
     accounts: HashMap<u64, Account>,
     /// Virtual time of each class.
     clocks: [u64; 3],
@@ -71,7 +113,8 @@ impl Scheduler {
             max_running: max_running.max(1),
             aging,
             earned: 0,
-            others: None,
+            credit: 0,
+            here: [None; 3],
             accounts: HashMap::new(),
             clocks: [0; 3],
             tick: 0,
@@ -79,26 +122,39 @@ impl Scheduler {
     }
 
     /// Which of `canvases` (in order of arrival) step now, as indices into them, in order of precedence; their rows
-    /// are at most `budget` in sum.
-    pub fn plan(&mut self, canvases: &[Candidate], budget: usize, now: Duration) -> Vec<usize> {
+    /// are within `budget` in sum, unless it is a single canvas.
+    pub fn plan(&mut self, canvases: &[Candidate], budget: Budget, now: Duration) -> Vec<usize> {
         self.note(canvases, now);
         let beside = canvases.iter().any(|canvas| canvas.class != Priority::Rollout);
+        if !beside {
+            self.earned = 0;
+        }
+        let riders = self.riders(canvases, budget);
         let order = self.precedence(canvases, beside, now);
         // The first one fits, or short ticks could be empty ones.
         let first = order.first().map_or(0, |&i| canvases[i].rows);
-        let mut left = self.room(budget, first, beside, now);
+        let mut left = self.room(canvases, budget, now).max(first);
         let mut chosen = Vec::new();
+        let mut saving = false;
         for index in order {
             let canvas = &canvases[index];
             let same = |&i: &usize| canvas.shared.is_some() && canvases[i].shared == canvas.shared;
             let cost = if chosen.iter().any(same) { 0 } else { canvas.rows };
-            if cost > left {
+            let rides = riders && canvas.class != Priority::Interactive;
+            if rides && !canvas.urgent {
+                // Whoever comes first is saved for.
+                saving |= (cost as i64) * SHARE > self.credit;
+            }
+            if cost > left || (rides && saving && !canvas.urgent) {
                 continue;
             }
             left -= cost;
             chosen.push(index);
             if beside {
-                self.settle(canvas.class, cost as i64, budget as i64);
+                self.settle(canvas.class, cost as i64, budget.rows as i64);
+            }
+            if riders {
+                self.credit += if rides { -(cost as i64) * SHARE } else { cost as i64 };
             }
             if let Some(account) = self.accounts.get_mut(&canvas.id) {
                 account.served += cost as u64;
@@ -111,23 +167,31 @@ impl Scheduler {
         chosen
     }
 
+    /// Whether what rides with interactive canvases is limited in this tick; then the ledger gets the tick's fixed cost.
+    fn riders(&mut self, canvases: &[Candidate], budget: Budget) -> bool {
+        let rides = |canvas: &&Candidate| canvas.class != Priority::Interactive;
+        let (Some(fixed), false) = (budget.fixed, canvases.iter().all(|canvas| rides(&canvas))) else {
+            return false;
+        };
+        // Bounded by the largest that may ride: what was not used is not taken in one tick.
+        let most = canvases.iter().filter(rides).map(|canvas| canvas.rows).max().unwrap_or(0);
+        self.credit = (self.credit + fixed as i64).min(most as i64 * SHARE);
+        true
+    }
+
     /// Rows of this tick.
-    fn room(&mut self, budget: usize, first: usize, beside: bool, now: Duration) -> usize {
-        if beside {
-            self.others = Some(now);
-            return budget;
-        }
-        self.earned = 0;
-        let recent = self.others.is_some_and(|last| now.saturating_sub(last) < CALM);
-        if recent { first.max(budget / ROLLOUT_SHARE as usize) } else { budget }
+    fn room(&self, canvases: &[Candidate], budget: Budget, now: Duration) -> usize {
+        let lead = canvases.iter().map(|canvas| canvas.class as usize).min().unwrap_or(0);
+        let recent = |last: &Option<Duration>| last.is_some_and(|last| now.saturating_sub(last) < CALM);
+        if self.here[..lead].iter().any(recent) { budget.short } else { budget.rows }
     }
 
     /// Credits rollouts with what others were served, and charges them for what they were.
     fn settle(&mut self, class: Priority, cost: i64, budget: i64) {
         match class {
-            Priority::Rollout => self.earned -= cost * ROLLOUT_SHARE,
+            Priority::Rollout => self.earned -= cost * SHARE,
             // Bounded: what was not used for long is not taken all at once.
-            _ => self.earned = (self.earned + cost).min(2 * ROLLOUT_SHARE * budget),
+            _ => self.earned = (self.earned + cost).min(2 * SHARE * budget),
         }
     }
 
@@ -137,6 +201,7 @@ impl Scheduler {
         let tick = self.tick;
         let mut least = [u64::MAX; 3];
         for canvas in canvases {
+            self.here[canvas.class as usize] = Some(now);
             if let Some(account) = self.accounts.get_mut(&canvas.id) {
                 account.seen = tick;
                 let class = &mut least[canvas.class as usize];
@@ -161,13 +226,12 @@ impl Scheduler {
         // Stable: arrival decides among equals.
         let (mut others, mut rollouts): (Vec<usize>, Vec<usize>) =
             (0..canvases.len()).partition(|&i| canvases[i].class != Priority::Rollout);
-        others.sort_by_key(|&i| canvases[i].class);
         self.arrange(canvases, &mut others, now);
         self.arrange(canvases, &mut rollouts, now);
         if beside {
             let mut earned = self.earned;
             let affordable = rollouts.iter().take_while(|&&i| {
-                earned -= canvases[i].rows as i64 * ROLLOUT_SHARE;
+                earned -= canvases[i].rows as i64 * SHARE;
                 earned >= 0
             });
             let n = affordable.count();
@@ -186,11 +250,13 @@ impl Scheduler {
         self.accounts.get(&id).map_or(Duration::ZERO, |account| now.saturating_sub(account.since))
     }
 
-    /// Of `part`, in order of class and arrival, those that take part, first things first.
+    /// Of `part`, in order of arrival, those that take part, first things first.
     fn arrange(&self, canvases: &[Candidate], part: &mut Vec<usize>, now: Duration) {
         let waited = |i: usize| self.waited(canvases[i].id, now);
         let aged = part.iter().copied().filter(|&i| waited(i) >= self.aging);
         let oldest = aged.max_by_key(|&i| (waited(i), usize::MAX - i));
+        // One step ends those near their deadline, whether or not they have begun.
+        part.sort_by_key(|&i| (canvases[i].class, !canvases[i].urgent));
         part.truncate(self.max_running);
         part.sort_by_key(|&i| {
             let served = self.accounts.get(&canvases[i].id).map_or(0, |account| account.served);
@@ -210,6 +276,10 @@ mod tests {
 
     const NEVER: Duration = Duration::MAX;
 
+    fn upto(rows: usize) -> Budget {
+        Budget::rows(rows)
+    }
+
     fn canvas(id: u64, class: Priority, rows: usize) -> Candidate {
         Candidate { id, class, rows, urgent: false, shared: None }
     }
@@ -222,22 +292,22 @@ mod tests {
     fn classes_go_in_order() {
         let mut s = Scheduler::new(8, NEVER);
         let all = [canvas(1, Rollout, 10), canvas(2, Batch, 10), canvas(3, Interactive, 10)];
-        assert_eq!(s.plan(&all, 20, at(0)), [2, 1]);
+        assert_eq!(s.plan(&all, upto(20), at(0)), [2, 1]);
         assert_eq!(
-            s.plan(&all, 30, at(0)),
+            s.plan(&all, upto(30), at(0)),
             [2, 1],
             "a rollout that has earned nothing waits, however much room there is"
         );
-        assert_eq!(s.plan(&all, 10, at(1)), [2]);
+        assert_eq!(s.plan(&all, upto(10), at(1)), [2]);
     }
 
     #[test]
     fn a_misfit_is_skipped_not_waited_for() {
         let mut s = Scheduler::new(8, NEVER);
         let all = [canvas(1, Interactive, 60), canvas(2, Interactive, 60), canvas(3, Batch, 40)];
-        assert_eq!(s.plan(&all, 100, at(0)), [0, 2]);
+        assert_eq!(s.plan(&all, upto(100), at(0)), [0, 2]);
         // Neither had its turn before: the one that was skipped goes first now.
-        assert_eq!(s.plan(&all, 100, at(1)), [1, 2]);
+        assert_eq!(s.plan(&all, upto(100), at(1)), [1, 2]);
     }
 
     #[test]
@@ -246,7 +316,7 @@ mod tests {
         let all = [canvas(1, Interactive, 100), canvas(2, Interactive, 25), canvas(3, Interactive, 25)];
         let mut rows = [0; 3];
         for tick in 0..400 {
-            for i in s.plan(&all, 100, at(tick)) {
+            for i in s.plan(&all, upto(100), at(tick)) {
                 rows[i] += all[i].rows;
             }
         }
@@ -259,9 +329,9 @@ mod tests {
     fn a_newcomer_has_no_credit_from_before_its_time() {
         let mut s = Scheduler::new(8, NEVER);
         let old = canvas(1, Interactive, 10);
-        (0..100).for_each(|tick| assert_eq!(s.plan(&[old], 10, at(tick)), [0]));
+        (0..100).for_each(|tick| assert_eq!(s.plan(&[old], upto(10), at(tick)), [0]));
         let both = [old, canvas(2, Interactive, 10)];
-        let turns: Vec<usize> = (100..104).flat_map(|tick| s.plan(&both, 10, at(tick))).collect();
+        let turns: Vec<usize> = (100..104).flat_map(|tick| s.plan(&both, upto(10), at(tick))).collect();
         assert_eq!(turns.iter().filter(|&&i| i == 0).count(), 2, "{turns:?}");
     }
 
@@ -270,19 +340,19 @@ mod tests {
         let mut s = Scheduler::new(2, NEVER);
         let all: Vec<Candidate> = (0..5).map(|id| canvas(id, Batch, 1)).collect();
         (0..10).for_each(|tick| {
-            let mut chosen = s.plan(&all, 100, at(tick));
+            let mut chosen = s.plan(&all, upto(100), at(tick));
             chosen.sort_unstable();
             assert_eq!(chosen, [0, 1]);
         });
         let with_interactive = [&all[..], &[canvas(9, Interactive, 1)]].concat();
-        assert_eq!(s.plan(&with_interactive, 100, at(11))[0], 5);
+        assert_eq!(s.plan(&with_interactive, upto(100), at(11))[0], 5);
     }
 
     #[test]
     fn the_longest_waiting_goes_first_when_its_time_has_come() {
         let mut s = Scheduler::new(8, Duration::from_millis(50));
         let all = [canvas(1, Interactive, 100), canvas(2, Batch, 100)];
-        let turns: Vec<usize> = (0..12).flat_map(|tick| s.plan(&all, 100, at(tick))).collect();
+        let turns: Vec<usize> = (0..12).flat_map(|tick| s.plan(&all, upto(100), at(tick))).collect();
         assert_eq!(turns, [0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1, 0]);
     }
 
@@ -292,7 +362,7 @@ mod tests {
         let all = [canvas(1, Interactive, 100), canvas(2, Rollout, 80), canvas(3, Rollout, 80)];
         let mut rows = [0; 3];
         for tick in 0..4096 {
-            let chosen = s.plan(&all, 1000, at(tick));
+            let chosen = s.plan(&all, upto(1000), at(tick));
             assert!(chosen.contains(&0) && chosen.len() < 3, "nobody waits for them, and they come one at a time");
             chosen.iter().for_each(|&i| rows[i] += all[i].rows);
         }
@@ -306,7 +376,7 @@ mod tests {
         let mut s = Scheduler::new(100, Duration::from_millis(100));
         let rows = [(Rollout, 3), (Interactive, 1), (Batch, 98), (Interactive, 4), (Interactive, 40), (Interactive, 3)];
         let all: Vec<Candidate> = (0u64..).zip(rows).map(|(id, (class, rows))| canvas(id, class, rows)).collect();
-        let turns = (0..400).filter(|&tick| s.plan(&all, 100, at(tick)).contains(&2)).count();
+        let turns = (0..400).filter(|&tick| s.plan(&all, upto(100), at(tick)).contains(&2)).count();
         assert!(turns > 20, "{turns}");
     }
 
@@ -314,12 +384,12 @@ mod tests {
     fn rollouts_alone_take_short_ticks_for_a_while() {
         let mut s = Scheduler::new(64, NEVER);
         let rollouts: Vec<Candidate> = (0..40).map(|id| canvas(id, Rollout, 80)).collect();
-        assert_eq!(s.plan(&rollouts, 3200, at(0)).len(), 40, "nobody has been here");
+        assert_eq!(s.plan(&rollouts, upto(3200), at(0)).len(), 40, "nobody has been here");
         let with = [&rollouts[..], &[canvas(99, Interactive, 80)]].concat();
-        assert_eq!(s.plan(&with, 3200, at(1)), [40]);
-        assert_eq!(s.plan(&rollouts, 3200, at(2)).len(), 2, "3200 / 16 rows");
-        assert_eq!(s.plan(&rollouts, 800, at(3)).len(), 1, "one always fits");
-        assert_eq!(s.plan(&rollouts, 3200, at(102)).len(), 40, "a second later");
+        assert_eq!(s.plan(&with, upto(3200), at(1)), [40]);
+        assert_eq!(s.plan(&rollouts, upto(3200), at(2)).len(), 2, "3200 / 16 rows");
+        assert_eq!(s.plan(&rollouts, upto(800), at(3)).len(), 1, "one always fits");
+        assert_eq!(s.plan(&rollouts, upto(3200), at(102)).len(), 40, "a second later");
     }
 
     #[test]
@@ -327,13 +397,62 @@ mod tests {
         let mut s = Scheduler::new(8, NEVER);
         let urgent = Candidate { urgent: true, ..canvas(3, Batch, 10) };
         let all = [canvas(1, Interactive, 10), canvas(2, Batch, 10), urgent];
-        assert_eq!(s.plan(&all, 20, at(0)), [0, 2]);
+        assert_eq!(s.plan(&all, upto(20), at(0)), [0, 2]);
     }
 
     #[test]
     fn identical_canvases_count_once() {
         let mut s = Scheduler::new(8, NEVER);
         let twin = |id| Candidate { shared: Some(7), ..canvas(id, Interactive, 60) };
-        assert_eq!(s.plan(&[twin(1), twin(2), twin(3), canvas(4, Batch, 40)], 100, at(0)), [0, 1, 2, 3]);
+        assert_eq!(s.plan(&[twin(1), twin(2), twin(3), canvas(4, Batch, 40)], upto(100), at(0)), [0, 1, 2, 3]);
+    }
+
+    const KNOWN: Budget = Budget { rows: 4096, short: 200, fixed: Some(40) };
+
+    #[test]
+    fn riders_make_interactive_ticks_a_sixteenth_longer() {
+        let mut s = Scheduler::new(64, Duration::from_millis(50));
+        let batch = (1..40).map(|id| canvas(id, Batch, 100 + id as usize));
+        let all: Vec<Candidate> =
+            [canvas(0, Interactive, 60)].into_iter().chain(batch).chain([canvas(99, Rollout, 80)]).collect();
+        let (mut riders, mut turns) = (0, vec![0; all.len()]);
+        for tick in 0..20_000 {
+            let chosen = s.plan(&all, KNOWN, at(tick));
+            assert!(chosen.contains(&0));
+            riders += chosen.iter().filter(|&&i| i > 0).map(|&i| all[i].rows).sum::<usize>();
+            chosen.iter().for_each(|&i| turns[i] += 1);
+        }
+        let share = riders as f64 / (20_000.0 * 100.0);
+        assert!(share <= 0.0625 && share > 0.06, "{share} of a tick of 60 rows and a cost of 40");
+        let least = turns.iter().min();
+        assert!(turns[1..].iter().all(|turns| *turns > 5), "{least:?}: nobody starves, however large");
+    }
+
+    #[test]
+    fn riders_take_no_burst_of_what_others_left() {
+        let mut s = Scheduler::new(64, NEVER);
+        let one = canvas(0, Interactive, 60);
+        (0..1000).for_each(|tick| assert_eq!(s.plan(&[one], KNOWN, at(tick)), [0]));
+        let all: Vec<Candidate> = [one].into_iter().chain((1..40).map(|id| canvas(id, Batch, 100))).collect();
+        let rode = (1000..1032).map(|tick| s.plan(&all, KNOWN, at(tick)).len() - 1).sum::<usize>();
+        assert!((1..=2).contains(&rode), "{rode}: sixteen ticks are worth one of 100 rows");
+    }
+
+    #[test]
+    fn batch_alone_takes_short_ticks_while_people_are_about() {
+        let mut s = Scheduler::new(64, NEVER);
+        let batch: Vec<Candidate> = (1..40).map(|id| canvas(id, Batch, 100)).collect();
+        assert_eq!(s.plan(&batch, KNOWN, at(0)).len(), 39, "nobody has been here");
+        assert_eq!(s.plan(&[canvas(0, Interactive, 60)], KNOWN, at(1)), [0]);
+        assert_eq!(s.plan(&batch, KNOWN, at(2)).len(), 2);
+        assert_eq!(s.plan(&batch, KNOWN, at(102)).len(), 39, "a second later");
+    }
+
+    #[test]
+    fn a_deadline_is_met_by_one_that_has_not_begun() {
+        let mut s = Scheduler::new(2, NEVER);
+        let mut all: Vec<Candidate> = (0..5).map(|id| canvas(id, Batch, 10)).collect();
+        all[4].urgent = true;
+        assert_eq!(s.plan(&all, upto(100), at(0)), [4, 0]);
     }
 }

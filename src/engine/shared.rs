@@ -38,9 +38,13 @@ impl Shared {
         }
     }
 
-    /// Takes places in the queue for `n` canvases; gives how many were ahead, or `None` when they do not fit.
-    pub(super) fn enter(&self, n: usize, limit: usize) -> Option<usize> {
-        let fits = |queued: usize| queued.checked_add(n).filter(|&total| total <= limit);
+    /// Takes places in the queue for `n` canvases; gives how many were ahead, or `None` when they do not fit: more than
+    /// `limit` would wait, or more than `max` where nobody else does.
+    pub(super) fn enter(&self, n: usize, limit: usize, max: usize) -> Option<usize> {
+        let fits = |queued: usize| {
+            let most = if queued == 0 { max } else { limit };
+            queued.checked_add(n).filter(|&total| total <= most)
+        };
         self.queued.fetch_update(SeqCst, SeqCst, fits).ok().map(|queued| queued + self.running.load(SeqCst))
     }
 
@@ -78,10 +82,7 @@ impl Shared {
 
     /// Only the device thread writes it.
     pub(super) fn note_interval(&self, interval: Duration) {
-        let new = interval.as_micros() as u64;
-        let old = self.interval_us.load(SeqCst);
-        // An exponential mean over about eight canvases.
-        self.interval_us.store(if old == 0 { new.max(1) } else { (7 * old + new) / 8 }, SeqCst);
+        self.interval_us.store((interval.as_micros() as u64).max(1), SeqCst);
     }
 
     /// Seconds until `excess` places should be free, at the recent pace.

@@ -3,6 +3,7 @@
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use super::job::Finished;
 use crate::diffusion::rng::mix64;
 use crate::models::Packed;
 use crate::models::nn::timing::Split;
@@ -131,10 +132,11 @@ impl Stats {
     }
 }
 
-/// A completion ended after `queued` of waiting and `denoising` of steps.
-pub(super) fn finished(image: bool, queued: Duration, denoising: Duration) {
-    metrics::histogram!(names::QUEUE_WAIT).record(queued);
-    metrics::histogram!(names::DENOISE, "kind" => kind(image)).record(denoising);
+/// A completion ended.
+pub(super) fn finished(image: bool, finished: &Finished) {
+    metrics::histogram!(names::QUEUE_WAIT).record(finished.queued);
+    metrics::histogram!(names::DENOISE, "kind" => kind(image)).record(finished.denoising);
+    metrics::histogram!(names::PPT, "kind" => kind(image)).record(finished.ppt());
 }
 
 fn kind(image: bool) -> &'static str {

@@ -5,12 +5,13 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use candle_core::Tensor;
+use candle_core::{Device, Tensor};
 use image::RgbImage;
 
 use crate::text::{Message, TextError, Tokenizer};
 use kept::{Kept, Place};
 use lora::Lora;
+use nn::{Format, Precision, Products};
 use transformer::{Transformer, TransformerConfig};
 
 pub mod backbone;
@@ -63,6 +64,34 @@ pub enum ModelError {
     /// A batch, a code or an image is malformed; a bug of the caller, reported rather than trusted.
     #[error("invalid input: {0}")]
     Input(String),
+}
+
+/// Where a model's weights go, and how they are kept there.
+#[derive(Debug, Clone)]
+pub struct Placement {
+    /// The device.
+    pub device: Device,
+    /// How the weights of products are kept on a CPU; embeddings and norms are f32. On a GPU all are as in the file.
+    pub format: Format,
+}
+
+impl Placement {
+    /// How served products are computed.
+    pub(crate) fn products(&self) -> Products {
+        Products { precision: Precision::Exact, format: Some(self.format) }
+    }
+}
+
+impl From<&Device> for Placement {
+    fn from(device: &Device) -> Self {
+        Self { device: device.clone(), format: Format::default() }
+    }
+}
+
+impl From<&Self> for Placement {
+    fn from(placement: &Self) -> Self {
+        placement.clone()
+    }
 }
 
 /// The rows of one sequence, or of a part of one, inside a [`Packed`] batch.
@@ -244,8 +273,8 @@ pub trait Layout: Send + Sync {
         Ok(self.text_prefix(&tokenizer.encode(&lines.join("\n"))?))
     }
 
-    /// The ids before a text that is about an image, for the image's codes and a prompt with its own layout; `None`
-    /// when the model does not look at images.
+    /// The ids before a text that is about an image, for the image's codes and the ids that would be before the text
+    /// without it; `None` when the model does not look at images.
     fn seen_prefix(&self, _codes: &[u32], _prompt: &[u32]) -> Option<Vec<u32>> {
         None
     }

@@ -151,13 +151,9 @@ impl Shards {
         misfits(expected, found.map(|(name, entry)| (name.as_str(), entry.shape.as_slice())))
     }
 
-    /// Bytes that the tensors take on `device`.
-    pub(super) fn bytes(&self, device: &Device) -> u64 {
-        let size = |entry: &Entry| match device.is_cpu() {
-            true => 4 * entry.shape.iter().product::<usize>() as u64,
-            false => entry.len as u64,
-        };
-        self.tensors.values().map(size).sum()
+    /// Bytes that the tensors take in the types of the files.
+    pub(super) fn bytes(&self) -> u64 {
+        self.tensors.values().map(|entry| entry.len as u64).sum()
     }
 
     /// The values of a tensor, which must be finite: in f32 on the CPU, where bf16 products would widen their operands

@@ -15,7 +15,7 @@ use super::nn::attention::{RopeTable, attention};
 use super::nn::norm::rms_norm;
 use super::nn::swiglu::swiglu;
 use super::nn::timing::timed;
-use super::nn::{Linear, Precision};
+use super::nn::{Linear, Precision, Products};
 pub use super::shape::{TransformerConfig, parameters};
 use super::{ModelError, Packed};
 
@@ -72,15 +72,14 @@ pub struct Transformer {
     embedding: Tensor,
     blocks: Vec<Block>,
     final_norm: Tensor,
-    head: Tensor,
-    precision: Precision,
+    head: Linear,
     rope: Arc<RopeTable>,
 }
 
 /// Tensors as they are asked for, checked and joined.
 struct Parts<'a, F> {
     config: &'a TransformerConfig,
-    precision: Precision,
+    products: Products,
     tensor: F,
 }
 
@@ -111,7 +110,7 @@ impl<F: FnMut(&str) -> Result<Tensor, ModelError>> Parts<'_, F> {
             true => Some(join(&parts.iter().map(|&part| self.bias(layer, part)).collect::<Result<Vec<_>, _>>()?)?),
             false => None,
         };
-        Ok(Linear::new(join(&weights)?, bias, self.precision))
+        Ok(Linear::new(&join(&weights)?, bias, self.products)?)
     }
 
     fn block(&mut self, layer: usize) -> Result<Block, ModelError> {
@@ -140,39 +139,42 @@ fn join(tensors: &[Tensor]) -> Result<Tensor, ModelError> {
 }
 
 impl Transformer {
-    /// Builds it from named tensors (see [`TransformerConfig::tensors`]).
+    /// Builds it from named tensors (see [`TransformerConfig::tensors`]). Given a [`Precision`] alone it shares them and
+    /// is differentiable in them.
     ///
     /// # Errors
     /// When a tensor is missing or mis-shaped.
     pub fn new(
         config: TransformerConfig,
-        precision: Precision,
+        products: impl Into<Products>,
         mut tensor: impl FnMut(&str) -> Option<Tensor>,
     ) -> Result<Self, ModelError> {
         let missing = |name: &str| ModelError::Weights(format!("tensor {name} is missing"));
-        Self::load(config, precision, |name| tensor(name).ok_or_else(|| missing(name)))
+        Self::load(config, products.into(), |name| tensor(name).ok_or_else(|| missing(name)))
     }
 
     /// Builds it from tensors that are read when they are asked for, each once, in the order of the forward pass. What
-    /// is joined into one product is let go at once, so that no second copy of the weights comes about.
+    /// is joined into one product or packed is let go at once, so that no second copy of the weights comes about; only a
+    /// head that is the embedding is packed beside it.
     ///
     /// # Errors
     /// When a tensor cannot be read or is mis-shaped.
     pub fn load(
         config: TransformerConfig,
-        precision: Precision,
+        products: Products,
         tensor: impl FnMut(&str) -> Result<Tensor, ModelError>,
     ) -> Result<Self, ModelError> {
         config.validate()?;
-        let mut parts = Parts { config: &config, precision, tensor };
+        let mut parts = Parts { config: &config, products, tensor };
         let names = config.variant.names;
         let table = [config.embedding_size, config.d_model];
         let embedding = parts.get(names.embedding(), &table)?;
         let blocks = (0..config.n_layers).map(|layer| parts.block(layer)).collect::<Result<_, _>>()?;
         let final_norm = parts.get(names.final_norm(), &[config.d_model])?;
         let head = if config.weight_tying { embedding.clone() } else { parts.get(names.head(), &table)? };
+        let head = Linear::new(&head, None, products)?;
         let rope = Arc::new(RopeTable::new(config.max_sequence_length, config.head_dim(), config.rope_theta));
-        Ok(Self { blocks, final_norm, embedding, head, precision, rope, config })
+        Ok(Self { blocks, final_norm, embedding, head, rope, config })
     }
 
     /// The same transformer, its tensors shared, with products computed in another way.
@@ -193,8 +195,7 @@ impl Transformer {
             config: self.config.clone(),
             embedding: self.embedding.clone(),
             final_norm: self.final_norm.clone(),
-            head: self.head.clone(),
-            precision,
+            head: self.head.with_precision(precision),
             rope: Arc::clone(&self.rope),
         }
     }
@@ -267,8 +268,8 @@ impl Transformer {
     /// # Errors
     /// When shapes do not fit or the device fails.
     pub fn logits(&self, hidden: &Tensor, vocab: Range<u32>) -> Result<Tensor, ModelError> {
-        let head = self.head.narrow(0, vocab.start as usize, vocab.len())?;
-        let logits = Linear::new(head, None, self.precision).forward(hidden)?.to_dtype(DType::F32)?;
+        let head = self.head.narrow(vocab.start as usize..vocab.end as usize)?;
+        let logits = head.forward(hidden)?.to_dtype(DType::F32)?;
         match self.config.variant.scale_logits {
             true => Ok((logits / (self.config.d_model as f64).sqrt())?),
             false => Ok(logits),

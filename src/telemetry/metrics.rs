@@ -36,7 +36,7 @@ const REQUEST_SECONDS: &[f64] =
     &[0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0];
 /// Durations of a tick and its parts, seconds.
 const TICK_SECONDS: &[f64] = &[0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5];
-/// Rows or canvases of a tick.
+/// Rows or canvases of a tick, or rows per token.
 const SIZES: &[f64] = &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 2048.0, 4096.0, 8192.0];
 
 macro_rules! metrics {
@@ -94,6 +94,8 @@ metrics! {
     STEPS = "lacuna_steps_total", Kind::Counter, Count, [];
     /// Tokens and codes committed.
     COMMITTED = "lacuna_tokens_committed_total", Kind::Counter, Count, [];
+    /// PPT of a completion: rows evaluated per token of its result, guidance included.
+    PPT = "lacuna_positions_per_token", Kind::Histogram(SIZES), Count, ["kind"];
     /// Rows evaluated.
     POSITIONS = "lacuna_positions_total", Kind::Counter, Count, [];
     /// Positions whose keys and values came from a cache instead of being evaluated.

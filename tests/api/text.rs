@@ -32,7 +32,9 @@ async fn a_reply_has_everything_that_was_asked_for() {
             assert_eq!(one[list].as_array().unwrap().len(), 16, "{list}");
         }
         assert_eq!(one["steps"], 8);
-        assert!(one["positions_evaluated"].as_u64().unwrap() > 0);
+        let positions = one["positions_evaluated"].as_u64().unwrap();
+        assert!(positions > 0);
+        assert_eq!(one["ppt"].as_f64().unwrap(), positions as f64 / 16.0);
     }
     assert_eq!(completions[0]["seed"], 7);
     assert_ne!(completions[0]["token_ids"], completions[1]["token_ids"]);
@@ -46,7 +48,7 @@ async fn a_bare_reply_is_small() {
     let reply = server.ok("/generate/text", &body(json!({}))).await;
     let mut keys: Vec<&String> = reply["completions"][0].as_object().unwrap().keys().collect();
     keys.sort();
-    assert_eq!(keys, ["finish_reason", "id", "positions_evaluated", "seed", "steps", "text"]);
+    assert_eq!(keys, ["finish_reason", "id", "positions_evaluated", "ppt", "seed", "steps", "text"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -75,6 +77,18 @@ async fn every_way_to_give_a_prompt_works() {
         body.as_object_mut().unwrap().extend(small.as_object().unwrap().clone());
         assert!(server.ok("/generate/text", &body).await["completions"][0]["text"].is_string(), "{prompt}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_model_with_a_layout_of_its_own_reads_a_conversation_line_by_line() {
+    let server = Server::start().await;
+    let said = json!({"prompt": null, "messages": [
+        {"role": "system", "content": "ab"}, {"role": "user", "content": "c"}, {"role": "assistant", "content": "d"},
+    ]});
+    let (said, plain) = (body(said), body(json!({"prompt": "ab\nc\nd"})));
+    let (said, plain) = (server.ok("/generate/text", &said).await, server.ok("/generate/text", &plain).await);
+    assert_eq!(said["completions"][0]["text"], plain["completions"][0]["text"]);
+    assert_eq!(said["usage"], plain["usage"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -5,46 +5,34 @@ use lacuna::diffusion::cache::Caches;
 use lacuna::diffusion::denoise::Denoiser;
 use lacuna::diffusion::params::Fidelity;
 
-use super::model;
-use super::runs::{assert_official, check};
-use super::samplers::{Unmasked, fast_dllm};
+use super::runs::{Run, assert_official, check};
+use super::samplers::{fast_dllm, unmasked};
 
 const CACHED: [Fidelity; 2] = [Fidelity::Prefix, Fidelity::Dual];
 
 #[test]
 fn cached_runs_of_fast_dllm_are_the_official_ones() {
     for name in ["llada", "llada_gqa_tied"] {
-        let model = model(name);
-        let backbone = Unmasked(&*model.backbone);
-        for fidelity in CACHED {
-            let (mut runs, costs) = fast_dllm(name, &model, fidelity);
+        let of = |fidelity| {
+            let runs = fast_dllm(name, fidelity);
             assert_eq!(runs.len(), 8);
-            for (run, (forwards, rows)) in runs.iter_mut().zip(costs) {
-                lacuna::diffusion::denoise::complete(&backbone, std::slice::from_mut(&mut run.canvas), 1000).unwrap();
-                let evaluated = (run.canvas.forwards(), run.canvas.positions_evaluated());
-                assert_eq!(evaluated, (forwards, rows), "{}, {fidelity:?}", run.label);
-            }
-        }
-        let all = || [Fidelity::Exact, Fidelity::Prefix, Fidelity::Dual].map(|f| fast_dllm(name, &model, f).0);
-        check(&backbone, || all().into_iter().flatten().collect());
+            runs
+        };
+        let runs: Vec<Run> = [Fidelity::Exact, Fidelity::Prefix, Fidelity::Dual].into_iter().flat_map(of).collect();
+        check(&unmasked(name), &runs);
     }
 }
 
 #[test]
 fn a_cache_that_is_never_held_is_computed_again_every_time() {
-    let model = model("llada");
-    let backbone = Unmasked(&*model.backbone);
-    for fidelity in CACHED {
-        let (runs, costs) = fast_dllm("llada", &model, fidelity);
-        for (mut run, (forwards, rows)) in runs.into_iter().zip(costs) {
-            let mut denoiser = Denoiser::new(Caches::new(0));
-            while run.canvas.finish().is_none() {
-                denoiser.step(&backbone, &mut [&mut run.canvas]).unwrap();
-                assert_eq!(denoiser.caches.bytes(), 0);
-            }
-            assert_official(&run);
-            assert_eq!(run.canvas.forwards(), forwards);
-            assert!(run.canvas.positions_evaluated() > rows);
+    let model = unmasked("llada");
+    for run in CACHED.into_iter().flat_map(|fidelity| fast_dllm("llada", fidelity)) {
+        let (mut denoiser, mut canvas) = (Denoiser::new(Caches::new(0)), run.canvas(&model, 0));
+        while canvas.finish().is_none() {
+            denoiser.step(&*model.backbone, &mut [&mut canvas]).unwrap();
+            assert_eq!(denoiser.caches.bytes(), 0);
         }
+        assert_official(&run, &canvas);
+        assert!(canvas.positions_evaluated() > run.rows.unwrap());
     }
 }

@@ -11,20 +11,23 @@ use serde_json::Value;
 mod caches;
 mod folders;
 mod layouts;
+mod learning;
 mod logits;
 mod maskgrpo;
+mod pictures;
 mod refusals;
 mod replays;
 mod runs;
 mod samplers;
 mod sdar;
+mod served;
 mod text;
 mod vq;
 
 /// Every folder with a transformer.
-const FOLDERS: [&str; 5] = ["llada", "llada_gqa_tied", "dream", "sdar", "mmada"];
+pub(crate) const FOLDERS: [&str; 5] = ["llada", "llada_gqa_tied", "dream", "sdar", "mmada"];
 
-fn folder(name: &str) -> PathBuf {
+pub(crate) fn folder(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name)
 }
 

@@ -3,7 +3,9 @@
 mod caches;
 mod exactness;
 pub(crate) mod fake;
+mod overload;
 mod reference;
+mod savings;
 mod scheduling;
 mod serving;
 mod starter;

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use lacuna::engine::job::Priority;
-use lacuna::engine::scheduler::{Candidate, Scheduler};
+use lacuna::engine::scheduler::{Budget, Candidate, Scheduler};
 use proptest::prelude::*;
 
 const BUDGET: usize = 100;
@@ -36,7 +36,7 @@ fn rollouts_get_their_share_on(load: &[(Priority, usize, bool)]) -> Result<(), T
     let (mut rollouts, mut others) = (0, 0);
     let mut turns = vec![0; canvases.len()];
     for tick in 0..4000 {
-        for i in scheduler.plan(&canvases, BUDGET, TICK * tick) {
+        for i in scheduler.plan(&canvases, Budget::rows(BUDGET), TICK * tick) {
             if of(i) {
                 rollouts += canvases[i].rows
             } else {
@@ -64,7 +64,7 @@ fn classes_keep_their_order_on(load: &[(Priority, usize, bool)]) -> Result<(), T
     let canvases = candidates(load);
     let mut scheduler = Scheduler::new(100, Duration::MAX);
     for tick in 0..20 {
-        let chosen = scheduler.plan(&canvases, BUDGET, TICK * tick);
+        let chosen = scheduler.plan(&canvases, Budget::rows(BUDGET), TICK * tick);
         for class in [Priority::Interactive, Priority::Batch] {
             let above = |c: &Candidate| c.class <= class || c.class == Priority::Rollout;
             let above: usize = chosen.iter().map(|&i| canvases[i]).filter(above).map(|c| c.rows).sum();
@@ -87,7 +87,7 @@ fn everything_ends_on(load: &[(Priority, usize, bool)], steps: usize, cap: usize
             present.extend(waiting.pop().map(|c| (c, steps)));
         }
         let view: Vec<Candidate> = present.iter().map(|p| p.0).collect();
-        for i in scheduler.plan(&view, BUDGET, TICK * tick) {
+        for i in scheduler.plan(&view, Budget::rows(BUDGET), TICK * tick) {
             present[i].1 -= 1;
         }
         present.retain(|p| p.1 > 0);
@@ -105,7 +105,7 @@ proptest! {
         let canvases = candidates(&load);
         let mut scheduler = Scheduler::new(cap, Duration::from_millis(100));
         for tick in 0..60 {
-            let chosen = scheduler.plan(&canvases, BUDGET, TICK * tick);
+            let chosen = scheduler.plan(&canvases, Budget::rows(BUDGET), TICK * tick);
             prop_assert!(!chosen.is_empty() && chosen.len() <= cap);
             prop_assert!(chosen.iter().map(|&i| canvases[i].rows).sum::<usize>() <= BUDGET);
             let mut distinct = chosen.clone();
@@ -123,7 +123,7 @@ proptest! {
         // Ticks that each has waited for; those that rollouts took their share of are counted by the property of shares.
         let mut waited = vec![0u32; canvases.len()];
         for tick in 0..300u32 {
-            let chosen = scheduler.plan(&canvases, BUDGET, TICK * tick);
+            let chosen = scheduler.plan(&canvases, Budget::rows(BUDGET), TICK * tick);
             let shared = !alone && chosen.iter().any(|&i| canvases[i].class == Priority::Rollout);
             for (i, waited) in waited.iter_mut().enumerate() {
                 *waited = if chosen.contains(&i) { 0 } else { *waited + u32::from(!shared) };
@@ -147,7 +147,7 @@ proptest! {
         let mut scheduler = Scheduler::new(100, Duration::MAX);
         let mut chosen = Vec::new();
         for t in 0..=tick {
-            chosen = scheduler.plan(&canvases, BUDGET, TICK * t);
+            chosen = scheduler.plan(&canvases, Budget::rows(BUDGET), TICK * t);
         }
         let left = BUDGET - chosen.iter().map(|&i| canvases[i].rows).sum::<usize>();
         for (i, canvas) in canvases.iter().enumerate() {

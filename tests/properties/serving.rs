@@ -334,6 +334,30 @@ async fn a_full_queue_refuses_and_recovers() {
 }
 
 #[tokio::test]
+async fn rollouts_and_batches_leave_a_quarter_of_the_queue_to_people() {
+    let (engine, gauge) = gauged(Limits { max_queue: 8, ..limits() });
+    gauge.hold();
+    let first = engine.submit(text(quiet())).unwrap();
+    gauge.wait_until_held();
+    let of = |priority, n| Request { priority, n, ..text(quiet()) };
+    // What would fit an empty queue is admitted to one.
+    let flood = engine.submit(of(Priority::Batch, 6)).unwrap();
+    for priority in [Priority::Batch, Priority::Rollout] {
+        let refused = engine.submit(of(priority, 1)).err().unwrap();
+        assert!(matches!(refused, EngineError::Full { limit: 6, .. }), "{refused}");
+    }
+    let person = engine.submit(of(Priority::Interactive, 2)).unwrap();
+    let refused = engine.submit(of(Priority::Interactive, 1)).err().unwrap();
+    assert!(matches!(refused, EngineError::Full { limit: 8, .. }), "{refused}");
+    gauge.release();
+    for ticket in [first, flood, person] {
+        assert!(matches!(events(ticket).await.last(), Some(Event::Done)));
+    }
+    let whole = engine.submit(of(Priority::Rollout, 8)).unwrap();
+    assert_eq!(finished(&events(whole).await).len(), 8);
+}
+
+#[tokio::test]
 async fn a_client_that_left_is_dropped_at_the_next_step() {
     let (engine, gauge) = gauged(limits());
     gauge.hold();

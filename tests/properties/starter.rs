@@ -13,7 +13,7 @@ use lacuna::models::Model;
 use lacuna::models::lora::{Lora, Pair, Target};
 use lacuna::starter::{model, scenes, words};
 
-fn text(model: &Model, s: &mut Stream) -> Canvas {
+pub(super) fn text(model: &Model, s: &mut Stream) -> Canvas {
     let problem = words::sample_mixed(s, words::Split::Train);
     let blocks = 1 + s.below(2);
     let max_tokens = 8 * blocks * (1 + s.below(2));
@@ -39,7 +39,7 @@ fn text(model: &Model, s: &mut Stream) -> Canvas {
     Canvas::text(model.backbone.spec(), prefix, None, &params, s.below(100) as u64).unwrap()
 }
 
-fn image(model: &Model, s: &mut Stream) -> Canvas {
+pub(super) fn image(model: &Model, s: &mut Stream) -> Canvas {
     let example = scenes::sample_any(s, scenes::Split::Train);
     let params = ImageParams {
         steps: 2 + s.below(8),
@@ -71,7 +71,9 @@ fn adapter(model: &Model, rank: usize, targets: &[Target]) -> Arc<Lora> {
 }
 
 /// Tokens, steps and the bits of the log-probabilities.
-fn result(canvas: &Canvas) -> (Vec<u32>, Vec<i32>, Vec<u32>) {
+pub(super) type Bits = (Vec<u32>, Vec<i32>, Vec<u32>);
+
+pub(super) fn result(canvas: &Canvas) -> Bits {
     (canvas.tokens(), canvas.commit_steps().to_vec(), canvas.logprobs().iter().map(|l| l.to_bits()).collect())
 }
 

@@ -32,18 +32,21 @@ pub(in crate::api) struct Served {
     pub block: Option<usize>,
     /// Grid and codebook size, when the model draws.
     pub image: Option<((usize, usize), u32)>,
+    /// Its texts may be about a picture.
+    pub looks: bool,
 }
 
 impl Served {
     pub(in crate::api) fn of(engine: &Engine) -> Self {
         let spec = engine.spec();
-        let image = spec.image.as_ref().map(|image| (image.grid, image.codes.end - image.codes.start));
+        let drawn = spec.image.as_ref().filter(|_| engine.draws());
         Self {
             adapters: engine.serving(),
             vocab_size: spec.vocab_size,
             max_positions: spec.max_positions,
             block: spec.block,
-            image,
+            image: drawn.map(|image| (image.grid, image.codes.end - image.codes.start)),
+            looks: engine.looks(),
         }
     }
 }
@@ -283,7 +286,8 @@ pub(super) mod tests {
 
     /// A model of 100 ids with an 8×8 grid and 16 codes.
     pub(in crate::api::generate) fn served() -> Served {
-        Served { adapters: Arc::default(), vocab_size: 100, max_positions: 200, block: None, image: Some(((8, 8), 16)) }
+        let image = Some(((8, 8), 16));
+        Served { adapters: Arc::default(), vocab_size: 100, max_positions: 200, block: None, image, looks: true }
     }
 
     #[test]

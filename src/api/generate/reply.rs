@@ -67,6 +67,8 @@ pub(crate) struct TextCompletion {
     pub steps: u32,
     /// Rows evaluated.
     pub positions_evaluated: u64,
+    /// PPT: rows evaluated per token of the result.
+    pub ppt: f64,
 }
 
 /// The reply of `POST /generate/image`.
@@ -122,6 +124,8 @@ pub(crate) struct ImageCompletion {
     pub steps: u32,
     /// Rows evaluated.
     pub positions_evaluated: u64,
+    /// PPT: rows evaluated per token of the result.
+    pub ppt: f64,
 }
 
 impl TextCompletion {
@@ -132,6 +136,7 @@ impl TextCompletion {
             seed: finished.seed,
             steps: finished.steps,
             positions_evaluated: finished.positions_evaluated,
+            ppt: finished.ppt(),
             token_ids: returns.tokens.then_some(finished.tokens),
             commit_steps: returns.commit_steps.then_some(finished.commit_steps),
             logprobs: returns.logprobs.then_some(finished.logprobs),
@@ -152,6 +157,7 @@ impl ImageCompletion {
             seed: finished.seed,
             steps: finished.steps,
             positions_evaluated: finished.positions_evaluated,
+            ppt: finished.ppt(),
             codes: returns.tokens.then_some(finished.tokens),
             commit_steps: returns.commit_steps.then_some(finished.commit_steps),
             logprobs: returns.logprobs.then_some(finished.logprobs),
@@ -161,10 +167,9 @@ impl ImageCompletion {
 
 impl Usage {
     pub(super) fn of(finished: &[Finished]) -> Self {
-        let generated = |one: &Finished| one.commit_steps.iter().filter(|step| **step >= 0).count();
         Self {
             prompt_tokens: finished.first().map_or(0, |one| one.prompt_ids.len()),
-            completion_tokens: finished.iter().map(generated).sum(),
+            completion_tokens: finished.iter().map(Finished::committed).sum(),
         }
     }
 }

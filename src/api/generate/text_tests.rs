@@ -176,10 +176,11 @@ fn other_adapters_and_fidelities_are_refused() {
 }
 
 #[test]
-fn messages_are_joined_and_roles_checked() {
+fn messages_go_to_the_template_and_roles_are_checked() {
     let messages = json!([{"role": "system", "content": "a"}, {"role": "user", "content": "b"}]);
-    let joined = plan(json!({"messages": messages})).unwrap();
-    assert_eq!(joined.request.prompt, Prompt::Text("a\nb".to_owned()));
+    let said = plan(json!({"messages": messages})).unwrap();
+    let message = |role: &str, content: &str| job::Message { role: role.to_owned(), content: content.to_owned() };
+    assert_eq!(said.request.prompt, Prompt::Messages(vec![message("system", "a"), message("user", "b")]));
     let problem = plan(json!({"messages": [{"role": "tool", "content": "a"}]})).unwrap_err().problem();
     assert_eq!(problem.field.unwrap(), "messages[0].role");
     assert_eq!(plan(json!({"messages": []})).unwrap_err().problem().field.unwrap(), "messages");

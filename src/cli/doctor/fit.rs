@@ -3,10 +3,9 @@
 
 use std::path::Path;
 
-use candle_core::Device;
-
 use super::Verdict;
 use crate::config::Engine;
+use crate::models::Placement;
 use crate::models::checkpoint::Checkpoint;
 use crate::models::shape::TransformerConfig;
 
@@ -83,12 +82,12 @@ fn gigabytes(bytes: u64) -> String {
 ///
 /// # Errors
 /// What is missing or malformed.
-pub(super) fn check(folder: &Path, device: &Device, limits: &Engine) -> Result<(Verdict, String), String> {
+pub(super) fn check(folder: &Path, to: &Placement, limits: &Engine) -> Result<(Verdict, String), String> {
     let checkpoint = Checkpoint::open(folder, &limits.model).map_err(|e| e.to_string())?;
-    let memory = if device.is_cpu() { free_memory() } else { None };
-    // On the CPU everything is f32, whatever the file holds; elsewhere it keeps its type.
-    let width = if device.is_cpu() { 4 } else { 2 };
-    Ok(judge(&need(checkpoint.weight_bytes(device), checkpoint.config(), limits, width), memory))
+    let memory = if to.device.is_cpu() { free_memory() } else { None };
+    // On the CPU activations are f32, whatever the file holds; elsewhere they have its type.
+    let width = if to.device.is_cpu() { 4 } else { 2 };
+    Ok(judge(&need(checkpoint.weight_bytes(to), checkpoint.config(), limits, width), memory))
 }
 
 /// Bytes that this process may still take: what the machine has, and what its control group allows.

@@ -7,16 +7,14 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use candle_core::Device;
 use serde_json::{Map, Value};
 
 use super::backbone::TransformerBackbone;
 use super::fields::{self, CONFIG};
-use super::nn::Precision;
 use super::shape::{Pattern, TransformerConfig, parameters};
 use super::shards::Shards;
 use super::transformer::Transformer;
-use super::{ImageSpec, Layout, Model, ModelError, ModelSpec};
+use super::{ImageSpec, Layout, Model, ModelError, ModelSpec, Placement};
 use crate::text::TextFiles;
 
 mod family;
@@ -82,10 +80,19 @@ impl Checkpoint {
         &self.spec
     }
 
-    /// Bytes that its weights will take on `device`.
+    /// Bytes that its weights will take where they go.
     #[must_use]
-    pub fn weight_bytes(&self, device: &Device) -> u64 {
-        self.shards.bytes(device)
+    pub fn weight_bytes(&self, to: &Placement) -> u64 {
+        if !to.device.is_cpu() {
+            return self.shards.bytes();
+        }
+        let config = &self.facts.config;
+        let size = |(name, shape): (String, Vec<usize>)| match *shape {
+            [outputs, inputs] if name != config.variant.names.embedding() => to.format.bytes(outputs, inputs),
+            _ => size_of::<f32>() * shape.iter().product::<usize>(),
+        };
+        let head = if config.weight_tying { to.format.bytes(config.embedding_size, config.d_model) } else { 0 };
+        (config.tensors().into_iter().map(size).sum::<usize>() + head) as u64
     }
 
     /// Loads the weights. The files are hashed meanwhile. Pictures need a codec, which other files hold: there is none
@@ -93,12 +100,14 @@ impl Checkpoint {
     ///
     /// # Errors
     /// When a file cannot be read, a value is not finite, or the device has no room.
-    pub fn load(self, device: &Device) -> Result<Model, ModelError> {
+    pub fn load(self, to: impl Into<Placement>) -> Result<Model, ModelError> {
         let Self { facts, text, shards, mut spec, layout } = self;
-        tracing::debug!(dtypes = shards.dtypes(), bytes = shards.bytes(device), "loading weights");
+        let to = to.into();
+        let device = &to.device;
+        tracing::debug!(dtypes = shards.dtypes(), bytes = shards.bytes(), format = ?to.format, "loading weights");
         let (transformer, sha256) = std::thread::scope(|scope| {
             let hash = scope.spawn(|| shards.sha256());
-            let transformer = Transformer::load(facts.config, Precision::Exact, |name| shards.tensor(name, device));
+            let transformer = Transformer::load(facts.config, to.products(), |name| shards.tensor(name, device));
             (transformer, hash.join())
         });
         spec.sha256 = sha256.map_err(|_| ModelError::Weights("hashing the files failed".into()))??;
