@@ -84,6 +84,19 @@ pub enum DeviceKind {
     Metal,
 }
 
+/// How the weights of matrix products are kept on a CPU, and with what precision those are computed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WeightFormat {
+    /// f32, exact.
+    #[default]
+    F32,
+    /// Weights and activations of products rounded to bf16: half the memory.
+    Bf16,
+    /// Weights and activations of products rounded to 8 bits, each 256 with a scale: a quarter of the memory.
+    Int8,
+}
+
 /// What is served and how much at a time.
 #[derive(Debug, Clone, PartialEq, Eq, Args, Serialize, Deserialize)]
 #[command(next_help_heading = "Engine")]
@@ -103,6 +116,9 @@ pub struct Engine {
     /// Device that computes
     #[arg(long, env = "LACUNA_DEVICE", value_enum, default_value_t = Engine::default().device)]
     pub device: DeviceKind,
+    /// How weights are kept on a CPU; less than f32 is faster and rounds activations, too (a GPU keeps the file's type)
+    #[arg(long, env = "LACUNA_WEIGHTS", value_enum, default_value_t = Engine::default().weights)]
+    pub weights: WeightFormat,
     /// CPU threads of the engine [default: one per core]
     #[arg(long, env = "LACUNA_THREADS")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -116,6 +132,9 @@ pub struct Engine {
     /// Canvases that denoise at the same time
     #[arg(long, env = "LACUNA_MAX_RUNNING", default_value_t = Engine::default().max_running)]
     pub max_running: usize,
+    /// Bytes of keys and values kept for canvases that ask for a cache, or whose model goes by blocks; 0 keeps none
+    #[arg(long, env = "LACUNA_MAX_CACHE_BYTES", value_name = "BYTES", default_value_t = Engine::default().max_cache_bytes)]
+    pub max_cache_bytes: usize,
 }
 
 impl Default for Engine {
@@ -126,10 +145,12 @@ impl Default for Engine {
             codec: None,
             offline: false,
             device: DeviceKind::Auto,
+            weights: WeightFormat::F32,
             threads: None,
             max_queue: 256,
             max_rows: 4096,
             max_running: 64,
+            max_cache_bytes: 1 << 30,
         }
     }
 }
@@ -434,6 +455,7 @@ impl Config {
         within("engine.max_queue", engine.max_queue as u64, 1, 1 << 16)?;
         within("engine.max_rows", engine.max_rows as u64, 64, 1 << 20)?;
         within("engine.max_running", engine.max_running as u64, 1, 4096)?;
+        within("engine.max_cache_bytes", engine.max_cache_bytes as u64, 0, 1 << 44)?;
         within("limits.max_body_bytes", limits.max_body_bytes as u64, 1 << 10, 1 << 28)?;
         within("limits.body_timeout_s", limits.body_timeout_s, 1, 3600)?;
         within("limits.max_prompt_tokens", limits.max_prompt_tokens as u64, 1, 1 << 20)?;

@@ -69,6 +69,7 @@ fn model() -> Arc<dyn Backbone> {
         banned_ids: vec![2047],
         max_positions: POSITIONS,
         block: None,
+        shifted: false,
         d_model: config.d_model,
         n_layers: config.n_layers,
         parameters: parameters(&config),

@@ -3,7 +3,7 @@
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use crate::engine::job::{Ends, ImageParams, ImageSampler, Schedule, TextParams, TextSampler};
+use crate::engine::job::{Ends, Fidelity, ImageParams, ImageSampler, Schedule, TextParams, TextSampler};
 
 /// Defaults of both generate routes.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, ToSchema)]
@@ -33,6 +33,10 @@ pub struct TextDefaults {
     pub threshold: f64,
     /// Of sampler `factor`.
     pub factor: f64,
+    /// Confidence of sampler `low_confidence_dynamic`, which is the default of models that go by blocks.
+    pub dynamic_threshold: f64,
+    /// Nats of sampler `entropy_bounded`.
+    pub entropy_threshold: f64,
     /// Where the schedule of Dream's samplers ends.
     pub eps: f64,
     /// 0 is off.
@@ -52,6 +56,8 @@ impl Default for TextDefaults {
             top_k: 0,
             threshold: 0.9,
             factor: 1.0,
+            dynamic_threshold: 0.85,
+            entropy_threshold: 0.35,
             eps: 1e-3,
             guidance_scale: 0.0,
             stop_at_eos: true,
@@ -74,6 +80,7 @@ impl TextDefaults {
             ends: Ends::default(),
             guidance_scale: self.guidance_scale,
             stop_at_eos: self.stop_at_eos,
+            fidelity: Fidelity::Exact,
             stop: Vec::new(),
         }
     }

@@ -45,6 +45,10 @@ pub(super) struct Info {
     learning: LearningInfo,
     /// In words.
     device: String,
+    /// How the weights of matrix products are kept, and the precision these have: `f32` is exact, `bf16` and `int8`
+    /// round weights and activations; on a GPU `as in the file`.
+    #[schema(example = "f32")]
+    weights: &'static str,
     /// What a request may ask for.
     limits: ApiLimits,
     /// What it gets when it does not say.
@@ -189,6 +193,7 @@ impl Info {
                 image: spec
                     .image
                     .as_ref()
+                    .filter(|_| app.engine.draws())
                     .map(|image| ImageInfo { grid: image.grid, codebook: image.codes.end - image.codes.start }),
             },
             adapter: app.engine.serving().routes().active().to_string(),
@@ -198,6 +203,7 @@ impl Info {
                 adapters: app.trainer.is_some(),
             },
             device: app.device.clone(),
+            weights: app.weights,
             limits: app.limits.clone(),
             defaults: app.defaults.clone(),
             template_hole: template::HOLE,

@@ -20,7 +20,7 @@ pub struct ApiLimits {
     pub max_tokens: usize,
     /// Steps of one completion.
     pub max_steps: usize,
-    /// Cells of an image's token grid.
+    /// Cells of an image's token grid, drawn or looked at.
     pub max_image_cells: usize,
     /// Milliseconds of `deadline_ms`.
     pub max_deadline_ms: u64,
@@ -48,12 +48,16 @@ pub mod fixed {
     pub const HEADER_BYTES: usize = 32 << 10;
     /// Bytes of a client's `x-request-id`; a longer one is replaced.
     pub const REQUEST_ID_BYTES: usize = 128;
+    /// Pixels along a side of a picture that a request brings. Its bytes are part of the body.
+    pub const PICTURE_SIDE: u32 = 4096;
     /// Entries of `messages`.
     pub const MESSAGES: usize = 64;
     /// Pieces of a template.
     pub const TEMPLATE_PARTS: usize = 128;
     /// `temperature` and `token_temperature`.
     pub const TEMPERATURE: f64 = 10.0;
+    /// `sampler.threshold` of `entropy_bounded`, in nats.
+    pub const ENTROPY: f64 = 1000.0;
     /// `sampler.factor`.
     pub const FACTOR: f64 = 100.0;
     /// `guidance_scale`.

@@ -17,6 +17,8 @@ use crate::store::{Store, SubjectKey};
 
 /// Adapters on their way in or out.
 const ADAPTER_TRANSFERS: usize = 2;
+/// Requests whose pictures are being read, or wait for it.
+const UPLOADS: usize = 32;
 
 /// The state of every route.
 pub type App = Arc<AppState>;
@@ -37,14 +39,18 @@ pub struct AppState {
     pub defaults: Defaults,
     /// The device in words, for `/info`.
     pub device: String,
+    /// How the weights of products are kept, for `/info`.
+    pub weights: &'static str,
     /// What `/metrics` shows.
     pub metrics: PrometheusHandle,
     /// Keyed hash for the ids of end users.
     pub subjects: SubjectKey,
     /// How far the shutdown is.
     pub shutdown: Shutdown,
-    /// Pictures that are drawn and encoded at the same time.
+    /// Pictures that are drawn or read at the same time.
     pub renders: Arc<Semaphore>,
+    /// Requests whose pictures are being read, or wait for it: each is in memory.
+    pub uploads: Arc<Semaphore>,
     /// Bytes of an imported adapter's tensors.
     pub adapter_bytes: u64,
     /// Adapters that are on their way in or out at the same time: each is in memory.
@@ -64,10 +70,12 @@ impl AppState {
             limits: ApiLimits::default(),
             defaults: Defaults::default(),
             device: "cpu".to_owned(),
+            weights: "f32",
             metrics,
             subjects,
             shutdown: Shutdown::default(),
             renders: Arc::new(Semaphore::new(threads)),
+            uploads: Arc::new(Semaphore::new(UPLOADS)),
             adapter_bytes: adapters::Limits::default().file_bytes,
             adapter_transfers: Arc::new(Semaphore::new(ADAPTER_TRANSFERS)),
         }

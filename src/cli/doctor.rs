@@ -102,11 +102,13 @@ fn device(config: &Config) -> Check {
     check("device", found.map_err(|error| format!("{error:#}")))
 }
 
-/// Of a model in a folder; the built-in one fits everywhere.
+/// Of a checkpoint, by its files alone; the built-in model fits everywhere.
 fn memory(config: &Config) -> Option<Check> {
-    let folder = Path::new(&config.engine.model);
-    let device = host::device(config.engine.device).ok()?;
-    folder.join("config.json").is_file().then(|| check("memory", fit::check(folder, &device, &config.engine)))
+    let limits = &config.engine;
+    let placement = host::placement(limits).ok()?;
+    // What cannot be had is told of by the check of the model.
+    let folder = host::checkpoint(limits).ok()??;
+    Some(check("memory", fit::check(&folder, &placement, limits)))
 }
 
 fn model(config: &Config) -> Check {

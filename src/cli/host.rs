@@ -6,12 +6,13 @@ use std::time::Instant;
 use anyhow::{Context as _, bail};
 use candle_core::Device;
 
-use crate::config::{self, DeviceKind};
+use crate::config::{self, DeviceKind, WeightFormat};
 use crate::engine::{Engine, Limits};
 use crate::hub::{self, Reference};
-use crate::models::Model;
 use crate::models::checkpoint::{self, Checkpoint};
+use crate::models::nn::Format;
 use crate::models::vq;
+use crate::models::{Model, Placement};
 use crate::starter;
 
 /// An engine that runs in this process.
@@ -24,6 +25,8 @@ pub struct Host {
     pub device_handle: Device,
     /// The device in words.
     pub device: String,
+    /// How the weights of products are kept.
+    pub weights: &'static str,
     /// CPU threads it computes with.
     pub threads: usize,
 }
@@ -49,14 +52,15 @@ impl Host {
 pub fn start(config: &config::Engine) -> anyhow::Result<Host> {
     let begun = Instant::now();
     let threads = threads(config)?;
-    let device = device(config.device)?;
-    let model = load(config, &device)?;
+    let placement = placement(config)?;
+    let model = load(config, &placement)?;
     let loaded_ms = begun.elapsed().as_millis();
-    tracing::info!(model = config.model, device = describe(&device), threads, loaded_ms, "model loaded");
-    let limits = Limits { max_queue: config.max_queue, max_rows: config.max_rows, max_running: config.max_running };
+    let (words, weights) = (describe(&placement.device), weights(&placement));
+    tracing::info!(model = config.model, device = words, weights, threads, loaded_ms, "model loaded");
+    let &config::Engine { max_queue, max_rows, max_running, max_cache_bytes, .. } = config;
+    let limits = Limits { max_queue, max_rows, max_running, max_cache_bytes };
     let engine = Engine::start(model.clone(), limits)?;
-    let words = describe(&device);
-    Ok(Host { engine, model, device_handle: device, device: words, threads })
+    Ok(Host { engine, model, device_handle: placement.device, device: words, weights, threads })
 }
 
 /// Loads the model alone, for commands that run it without an engine.
@@ -65,7 +69,37 @@ pub fn start(config: &config::Engine) -> anyhow::Result<Host> {
 /// As [`start`].
 pub fn model(config: &config::Engine) -> anyhow::Result<Model> {
     threads(config)?;
-    load(config, &device(config.device)?)
+    load(config, &placement(config)?)
+}
+
+/// Where the weights go.
+///
+/// # Errors
+/// When the device is not there, or keeps no weights in the format.
+pub fn placement(config: &config::Engine) -> anyhow::Result<Placement> {
+    let device = device(config.device)?;
+    let format = match config.weights {
+        WeightFormat::F32 => Format::F32,
+        WeightFormat::Bf16 => Format::Bf16,
+        WeightFormat::Int8 => Format::Int8,
+    };
+    if format != Format::F32 && !device.is_cpu() {
+        bail!("--weights {}: only for the CPU; a GPU keeps the types of the file", name(format));
+    }
+    Ok(Placement { device, format })
+}
+
+/// How weights are kept, in a word.
+fn weights(placement: &Placement) -> &'static str {
+    if placement.device.is_cpu() { name(placement.format) } else { "as in the file" }
+}
+
+fn name(format: Format) -> &'static str {
+    match format {
+        Format::F32 => "f32",
+        Format::Bf16 => "bf16",
+        Format::Int8 => "int8",
+    }
 }
 
 /// Sets the size of the thread pool, once per process, and returns it.
@@ -114,6 +148,7 @@ pub fn cpu_features() -> Vec<&'static str> {
         ("avx2", std::is_x86_feature_detected!("avx2")),
         ("fma", std::is_x86_feature_detected!("fma")),
         ("avx512f", std::is_x86_feature_detected!("avx512f")),
+        ("avx512bf16", std::is_x86_feature_detected!("avx512bf16")),
         ("avx512vnni", std::is_x86_feature_detected!("avx512vnni")),
     ] {
         if there {
@@ -130,29 +165,41 @@ const CODEC: &str = "showlab/magvitv2";
 
 /// The built-in model by its name, else a checkpoint as a hub has it, or weights of the built-in model's shape that
 /// `lacuna pretrain` left.
-fn load(config: &config::Engine, device: &Device) -> anyhow::Result<Model> {
+fn load(config: &config::Engine, to: &Placement) -> anyhow::Result<Model> {
     let model = &config.model;
     if model == starter::NAME {
-        return Ok(starter::model::load(device)?);
+        return Ok(starter::model::load(to)?);
     }
     let (folder, of_hub) = obtain(model, config.offline).with_context(|| format!("--model {model}"))?;
     if !checkpoint::is_checkpoint(&folder) {
-        return starter::model::load_from(&folder, device).with_context(|| format!("--model {model}"));
+        return starter::model::load_from(&folder, to).with_context(|| format!("--model {model}"));
     }
     let name = if of_hub { model.clone() } else { served_name(&folder) };
-    let loaded = Checkpoint::open(&folder, &name).and_then(|checkpoint| checkpoint.load(device));
+    let loaded = Checkpoint::open(&folder, &name).and_then(|checkpoint| checkpoint.load(to));
     let mut loaded = loaded.with_context(|| format!("--model {model}"))?;
     if loaded.backbone.spec().image.is_some() {
         let named = config.codec.as_deref().or_else(|| of_hub.then_some(CODEC));
         match named {
             Some(codec) => {
                 let (folder, _) = obtain(codec, config.offline).with_context(|| format!("--codec {codec}"))?;
-                loaded.codec = Some(vq::load(&folder, device).with_context(|| format!("--codec {codec}"))?);
+                loaded.codec = Some(vq::load(&folder, &to.device).with_context(|| format!("--codec {codec}"))?);
             }
             None => tracing::warn!("this model draws, but --codec names no image codec: it only writes"),
         }
     }
     Ok(loaded)
+}
+
+/// The folder of the model, if it is a checkpoint; one of the hub is downloaded first.
+///
+/// # Errors
+/// When it is nowhere.
+pub fn checkpoint(config: &config::Engine) -> anyhow::Result<Option<PathBuf>> {
+    if config.model == starter::NAME {
+        return Ok(None);
+    }
+    let (folder, _) = obtain(&config.model, config.offline)?;
+    Ok(checkpoint::is_checkpoint(&folder).then_some(folder))
 }
 
 /// The folder of a model or codec, and whether it is the hub's.

@@ -109,6 +109,7 @@ impl Server {
         let mut state = AppState::new(host.engine.clone(), store.clone(), metrics, store.subject_key().clone());
         state.limits = api_limits(&config.limits);
         state.device = host.device.clone();
+        state.weights = host.weights;
         state.shutdown = Shutdown { drain: Duration::from_secs(config.server.shutdown_timeout), ..Shutdown::default() };
         let stop = CancellationToken::new();
         let learner = learning::start(config, &host, store.clone(), stop.child_token()).await?;
@@ -155,7 +156,7 @@ impl Server {
             ("playground", format!("{url}/")),
             ("docs", format!("{url}/docs")),
             ("model", self.host.describe_model()),
-            ("device", format!("{}, {} threads", self.host.device, self.host.threads)),
+            ("device", format!("{}, {} threads, {} weights", self.host.device, self.host.threads, self.host.weights)),
             ("store", describe_store(&config.store.data_dir, counts)),
             ("limits", describe_limits(config)),
         ];

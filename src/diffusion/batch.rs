@@ -6,9 +6,11 @@ use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
 
+use super::cache::Known;
 use super::canvas::Canvas;
 use super::denoise::Savings;
 use super::memo::Memo;
+use crate::models::kept::{Past, Place};
 use crate::models::lora::Lora;
 use crate::models::{Backbone, ModelError, Packed};
 
@@ -45,6 +47,8 @@ pub(crate) struct Batch {
     /// Text first, then images; the tasks of a canvas lie together, positions ascending.
     pub(crate) tasks: Vec<Task>,
     pub(crate) groups: Vec<Group>,
+    /// Which canvas keeps the keys and values of which span.
+    pub(crate) keeps: Vec<(usize, usize)>,
     /// Per group, what the head is evaluated on.
     vocabs: Vec<Range<u32>>,
 }
@@ -57,11 +61,22 @@ struct Sequences<'a> {
     fresh: HashMap<(&'a [u32], Kin), usize>,
 }
 
-/// A sequence of which `needed` positions are read.
+/// A sequence, or a part of one, of which `needed` positions are read.
 struct Part<'a> {
+    /// Of its rows.
     ids: &'a [u32],
     needed: Vec<u32>,
     adapter: Option<Arc<Lora>>,
+    place: Place,
+}
+
+/// Where the rows of a canvas are.
+struct Own {
+    span: usize,
+    /// How many were added.
+    rows: usize,
+    /// The span whose keys and values it keeps.
+    keeps: Option<usize>,
 }
 
 /// What else than their ids must be equal for two sequences to be one.
@@ -70,6 +85,16 @@ struct Kin {
     /// The head reads it as an image.
     image: bool,
     adapter: Option<u64>,
+    /// Positions whose keys and values are kept.
+    keep: usize,
+}
+
+impl Savings {
+    /// What a canvas' sequence must have in common with another to be evaluated once for both; nothing is shared later.
+    fn share(self, canvas: &Canvas, keep: usize) -> Option<Kin> {
+        let kin = Kin { image: canvas.is_image(), adapter: canvas.adapter().map(|a| a.id()), keep };
+        (self.share_first_step && canvas.is_fresh()).then_some(kin)
+    }
 }
 
 impl<'a> Sequences<'a> {
@@ -88,15 +113,37 @@ impl<'a> Sequences<'a> {
         (index, rows)
     }
 
+    /// Adds the rows of a canvas that its next step evaluates, guidance apart; and before them, when its cache was let go,
+    /// what that is computed from.
+    fn add_own(&mut self, canvas: &'a Canvas, savings: Savings) -> Own {
+        let part = |ids, needed, place| Part { ids, needed, adapter: canvas.adapter().cloned(), place };
+        let feed = canvas.feed(savings.keep_finished_blocks);
+        let (mut again, mut keeps) = (0, None);
+        let past = match feed.past {
+            Known::Nothing => Past::None,
+            Known::Kept(kept) => Past::Kept(kept),
+            Known::Lost { keep } => {
+                let whole = part(canvas.cache.entry(), Vec::new(), Place { keep, ..Place::default() });
+                let (span, rows) = self.add(whole, None);
+                (again, keeps) = (rows, Some(span));
+                Past::Span(span)
+            }
+        };
+        let place = Place { offset: feed.rows.start, past, keep: feed.keep };
+        let ids = &canvas.ids()[feed.rows];
+        let (span, rows) = self.add(part(ids, canvas.due().to_vec(), place), savings.share(canvas, feed.keep));
+        Own { span, rows: rows + again, keeps: keeps.or((feed.keep > 0).then_some(span)) }
+    }
+
     /// The packed batch, and per sequence its needed positions and the hidden row of the first of them.
     fn pack(self) -> (Packed, Vec<(Vec<u32>, u32)>) {
         let mut packed = Packed::default();
         let mut rows = Vec::with_capacity(self.list.len());
-        for Part { ids, mut needed, adapter } in self.list {
+        for Part { ids, mut needed, adapter, place } in self.list {
             needed.sort_unstable();
             needed.dedup();
             let first = packed.needed.len() as u32;
-            packed.push_adapted(ids, needed.iter().copied(), adapter);
+            packed.push_part(ids, needed.iter().copied(), adapter, place);
             rows.push((needed, first));
         }
         (packed, rows)
@@ -112,18 +159,17 @@ impl Batch {
         let mut sequences = Sequences::default();
         let mut tasks = Vec::new();
         let mut groups: Vec<Group> = Vec::new();
-        let mut vocabs = Vec::new();
+        let (mut vocabs, mut keeps) = (Vec::new(), Vec::new());
         // Rows are sequence indices until the sequences are laid out.
         for &index in &order {
             let canvas = &*canvases[index];
-            let kin = Kin { image: canvas.is_image(), adapter: canvas.adapter().map(|a| a.id()) };
-            let share = (savings.share_first_step && canvas.is_fresh()).then_some(kin);
-            let part = |ids, needed| Part { ids, needed, adapter: canvas.adapter().cloned() };
-            let (own, mut rows) = sequences.add(part(canvas.ids(), canvas.due().to_vec()), share);
+            let Own { span: own, mut rows, keeps: kept } = sequences.add_own(canvas, savings);
+            keeps.extend(kept.map(|span| (index, span)));
             let known = if savings.memoise_unconditional { memo.find(canvas) } else { None };
             let other = canvas.unconditional().filter(|_| known.is_none()).map(|u| {
                 let needed = canvas.due().iter().map(|&p| u.position(p)).collect();
-                let (other, more) = sequences.add(part(&u.ids, needed), share);
+                let part = Part { ids: &u.ids, needed, adapter: canvas.adapter().cloned(), place: Place::default() };
+                let (other, more) = sequences.add(part, savings.share(canvas, 0));
                 rows += more;
                 other
             });
@@ -153,7 +199,7 @@ impl Batch {
                 *source = row(*source, u.position(task.position));
             }
         }
-        Self { packed, tasks, groups, vocabs }
+        Self { packed, tasks, groups, keeps, vocabs }
     }
 
     /// The tasks in runs whose logits take at most `cap` bytes (a single task may take more).

@@ -6,7 +6,8 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::params::{FinishReason, Invalid};
+use super::cache::{Cache, Feed, Stand};
+use super::params::{Fidelity, FinishReason, Invalid};
 use super::sample::{Barred, Draw, Rule};
 use super::select::{Policy, View};
 use crate::models::lora::Lora;
@@ -36,7 +37,7 @@ impl Unconditional {
 pub(crate) struct Parts {
     /// The whole sequence; `None` is masked.
     pub(crate) ids: Vec<Option<u32>>,
-    /// What is returned of it.
+    /// What is returned of it. Masked positions after it fill the last block and are no part of the result.
     pub(crate) body: Range<usize>,
     /// Position that the random counter calls 0.
     pub(crate) origin: usize,
@@ -49,6 +50,9 @@ pub(crate) struct Parts {
     /// Ids that end the text; none for images.
     pub(crate) eos: Vec<u32>,
     pub(crate) stop_at_eos: bool,
+    pub(crate) fidelity: Fidelity,
+    /// Length of the blocks that attention goes by.
+    pub(crate) causal: Option<usize>,
     pub(crate) seed: u64,
 }
 
@@ -82,6 +86,7 @@ pub struct Canvas {
     /// All ids; the mask id where masked.
     ids: Vec<u32>,
     masked: Vec<bool>,
+    /// Masked positions up to the end of the returned part. What follows it only fills the last block.
     left: usize,
     body: Range<usize>,
     origin: usize,
@@ -107,6 +112,8 @@ pub struct Canvas {
     forwards: u32,
     positions_evaluated: u64,
     adapter: Option<Arc<Lora>>,
+    /// What is kept between its steps.
+    pub(crate) cache: Cache,
 }
 
 impl Canvas {
@@ -117,7 +124,7 @@ impl Canvas {
         let len = masked.len();
         let mut canvas = Self {
             ids: parts.ids.iter().map(|id| id.unwrap_or(parts.mask_id)).collect(),
-            left: masked.iter().filter(|&&m| m).count(),
+            left: masked[..parts.body.end].iter().filter(|&&m| m).count(),
             open: masked.iter().rposition(|m| !m).map_or(0, |last| last + 1),
             masked,
             body: parts.body,
@@ -138,6 +145,7 @@ impl Canvas {
             forwards: 0,
             positions_evaluated: 0,
             adapter: None,
+            cache: Cache::new(parts.fidelity, parts.causal),
         };
         canvas.prepare();
         if canvas.due.is_empty() {
@@ -156,6 +164,7 @@ impl Canvas {
     /// As [`with_adapter`](Self::with_adapter). To be called before the first step.
     pub fn adapt(&mut self, adapter: Option<Arc<Lora>>) {
         self.adapter = adapter;
+        self.cache.forget();
     }
 
     /// What the base is adapted with.
@@ -173,17 +182,30 @@ impl Canvas {
         self.due = self.policy.due(view);
     }
 
-    /// Rows of one step: its own and those of the unconditional sequence.
+    /// Rows of the next step: its own and those of the unconditional sequence.
     #[must_use]
     pub fn rows(&self) -> usize {
-        self.ids.len() + self.unconditional.as_ref().map_or(0, |u| u.ids.len())
+        self.feed(true).cost(self.ids.len()) + self.unconditional.as_ref().map_or(0, |u| u.ids.len())
+    }
+
+    /// Rows of any step, at most: a cache may have to be computed again.
+    #[must_use]
+    pub fn most_rows(&self) -> usize {
+        let again = self.cache.most_again(self.policy.blocks(), self.ids.len());
+        self.ids.len() + again + self.unconditional.as_ref().map_or(0, |u| u.ids.len())
+    }
+
+    /// What the next step evaluates of it; with `finished_blocks` less than everything where that changes nothing.
+    pub(crate) fn feed(&self, finished_blocks: bool) -> Feed {
+        let stand = Stand { masked: &self.masked, due: &self.due, block: self.policy.window() };
+        self.cache.feed(&stand, finished_blocks)
     }
 
     /// Commits everything that is left at the next step ("anytime").
     pub fn rush(&mut self) {
         if self.finish().is_none() && !self.rushed {
             self.rushed = true;
-            self.due = (0..self.ids.len() as u32).filter(|&p| self.masked[p as usize]).collect();
+            self.due = (0..self.body.end as u32).filter(|&p| self.masked[p as usize]).collect();
         }
     }
 
@@ -197,6 +219,7 @@ impl Canvas {
     /// Writes one step's draws, one per [`Canvas::due`] position, and moves on.
     pub(crate) fn commit(&mut self, draws: &[Draw]) -> StepOutcome {
         let step = self.policy.step() as u32;
+        self.cache.stepped(&self.ids);
         let chosen = match self.rushed {
             true => (0..draws.len()).collect(),
             false => self.policy.choose(self.view(), &self.due, draws),
@@ -220,6 +243,9 @@ impl Canvas {
         let before = self.policy.block();
         self.policy.advance();
         self.prepare();
+        if self.policy.block() != before {
+            self.cache.leave_block();
+        }
         let block = before.filter(|&b| self.policy.block() != Some(b) || self.left == 0);
         StepOutcome { step, commits, block, finish: self.finish() }
     }
@@ -227,7 +253,7 @@ impl Canvas {
     fn write(&mut self, position: usize, id: u32, step: u32, logprob: f32) {
         self.ids[position] = id;
         self.masked[position] = false;
-        self.left -= 1;
+        self.left -= usize::from(position < self.body.end);
         self.commit_steps[position] = step as i32;
         self.logprobs[position] = logprob;
         if let Some(u) = &mut self.unconditional {
@@ -239,7 +265,7 @@ impl Canvas {
     }
 
     fn find_end(&mut self) {
-        while self.end.is_none() && self.frontier < self.ids.len() && !self.masked[self.frontier] {
+        while self.end.is_none() && self.frontier < self.body.end && !self.masked[self.frontier] {
             if self.frontier >= self.open && self.eos.contains(&self.ids[self.frontier]) {
                 self.end = Some(self.frontier);
             }

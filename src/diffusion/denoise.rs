@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use rayon::prelude::*;
 
 use super::batch::{Batch, Chunk, Task};
+use super::cache::Caches;
 use super::canvas::{Canvas, StepOutcome};
 use super::guidance::combine;
 use super::memo::Memo;
@@ -46,11 +47,13 @@ pub struct Savings {
     pub share_first_step: bool,
     /// Logits of the first unconditional step are kept from one request to the next.
     pub memoise_unconditional: bool,
+    /// Where attention goes by blocks, finished ones are not evaluated again, nor those that nobody sees yet.
+    pub keep_finished_blocks: bool,
 }
 
 impl Default for Savings {
     fn default() -> Self {
-        Self { share_first_step: true, memoise_unconditional: true }
+        Self { share_first_step: true, memoise_unconditional: true, keep_finished_blocks: true }
     }
 }
 
@@ -74,16 +77,24 @@ pub struct Denoiser {
     pub savings: Savings,
     /// Most bytes of logits at a time.
     pub logits_cap: usize,
+    /// Keys and values between steps.
+    pub caches: Caches,
     memo: Memo,
 }
 
 impl Default for Denoiser {
     fn default() -> Self {
-        Self { savings: Savings::default(), logits_cap: 64 << 20, memo: Memo::default() }
+        Self { savings: Savings::default(), logits_cap: 64 << 20, caches: Caches::new(1 << 30), memo: Memo::default() }
     }
 }
 
 impl Denoiser {
+    /// With these caches, which bound what is held between steps.
+    #[must_use]
+    pub fn new(caches: Caches) -> Self {
+        Self { caches, ..Self::default() }
+    }
+
     /// One step of every canvas, in one packed forward. Canvases that are done must not be passed.
     ///
     /// # Errors
@@ -91,7 +102,11 @@ impl Denoiser {
     pub fn step(&mut self, model: &dyn Backbone, canvases: &mut [&mut Canvas]) -> Result<Tick, ModelError> {
         let before = timing::spent();
         let batch = Batch::pack(canvases, self.savings, &self.memo);
-        let hidden = if batch.packed.rows() > 0 { Some(model.forward(&batch.packed)?) } else { None };
+        self.caches.begin();
+        let (hidden, kept) = match batch.packed.rows() {
+            0 => (None, Vec::new()),
+            _ => model.forward_keeping(&batch.packed).map(|(hidden, kept)| (Some(hidden), kept))?,
+        };
         let (started, body) = (Instant::now(), timing::spent());
 
         let mut draws = Vec::with_capacity(batch.tasks.len());
@@ -106,6 +121,11 @@ impl Denoiser {
             }
         }
 
+        for &(canvas, span) in &batch.keeps {
+            if let Some(Some(kept)) = kept.get(span) {
+                canvases[canvas].cache.hold(&mut self.caches, kept);
+            }
+        }
         let mut outcomes = vec![Ok(StepOutcome::default()); canvases.len()];
         for group in &batch.groups {
             let canvas = &mut canvases[group.canvas];

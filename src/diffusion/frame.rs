@@ -6,9 +6,9 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::canvas::{Canvas, Parts, Unconditional};
-use super::params::{Ends, ImageParams, Invalid, TextParams};
+use super::params::{Ends, Fidelity, ImageParams, Invalid, TextParams};
 use super::sample::Barred;
-use super::schedule::{Block, even_blocks, template_blocks};
+use super::schedule::{Block, aligned_blocks, aligned_template_blocks, even_blocks, template_blocks};
 use super::select::Policy;
 use crate::models::ModelSpec;
 
@@ -28,7 +28,7 @@ pub fn with_holes(ids: &[u32], mask_id: u32) -> Slots {
 }
 
 impl Canvas {
-    /// `params.max_tokens` masked tokens after `prefix`. With guidance the unconditional side is the same sequence
+    /// `params.max_tokens` masked tokens after `prefix`, and after these what fills the last of SDAR's blocks. With guidance the unconditional side is the same sequence
     /// with the given prefix masked (LLaDA), or `negative` in place of the prefix.
     ///
     /// # Errors
@@ -41,22 +41,25 @@ impl Canvas {
         seed: u64,
     ) -> Result<Self, Invalid> {
         params.check()?;
-        let blocks = even_blocks(prefix.len(), params.max_tokens, params.block_length, params.steps)?;
+        check_fidelity(spec, params, prefix.contains(&None))?;
         let start = prefix.len();
+        let end = start + params.max_tokens;
+        let layout = if params.sampler.per_block() { aligned_blocks } else { even_blocks };
+        let blocks = layout(start, params.max_tokens, params.block_length, params.steps)?;
         let mut ids = prefix;
-        ids.resize(start + params.max_tokens, None);
+        ids.resize(blocks.last().map_or(end, |last| last.end), None);
         if negative.is_some() && ids[..start].contains(&None) {
             return Err(Invalid::new("negative_prompt", "a prompt with masked positions takes none; leave it out"));
         }
         let unconditional = guided(params.guidance_scale).map(|scale| match negative {
             Some(negative) => {
-                let masks = std::iter::repeat_n(spec.mask_id, params.max_tokens);
+                let masks = std::iter::repeat_n(spec.mask_id, ids.len() - start);
                 let ids = negative.iter().copied().chain(masks).collect();
                 Unconditional { ids, shift: negative.len() as isize - start as isize, scale }
             }
             None => Unconditional { ids: vec![spec.mask_id; ids.len()], shift: 0, scale },
         });
-        build_text(spec, params, ids, start, blocks, unconditional, seed)
+        build_text(spec, params, ids, start..end, blocks, unconditional, seed)
     }
 
     /// A text with holes; all of it is the result. Given text after a hole is context like any other.
@@ -65,14 +68,17 @@ impl Canvas {
     /// When a length, an id or a parameter does not fit the model, or there is no hole; names the field.
     pub fn template(spec: &ModelSpec, slots: Slots, params: &TextParams, seed: u64) -> Result<Self, Invalid> {
         params.check()?;
+        check_fidelity(spec, params, true)?;
         let masked: Vec<bool> = slots.iter().map(Option::is_none).collect();
-        let blocks = template_blocks(&masked, params.block_length, params.steps)?;
+        let layout = if params.sampler.per_block() { aligned_template_blocks } else { template_blocks };
+        let blocks = layout(&masked, params.block_length, params.steps)?;
+        let body = 0..slots.len();
         let unconditional = guided(params.guidance_scale).map(|scale| Unconditional {
             ids: vec![spec.mask_id; slots.len()],
             shift: 0,
             scale,
         });
-        build_text(spec, params, slots, 0, blocks, unconditional, seed)
+        build_text(spec, params, slots, body, blocks, unconditional, seed)
     }
 
     /// A grid of codes inside `frame` (ids before and after). With guidance, `empty` is the frame of the empty or the
@@ -99,7 +105,7 @@ impl Canvas {
             Unconditional { ids: left.into_iter().chain(cells).chain(right).collect(), shift, scale }
         });
         let ids: Slots = given(&before).into_iter().chain(cells).chain(given(&after)).collect();
-        check_size(spec, "prompt", &ids, unconditional.as_ref())?;
+        check_ids(spec, "prompt", &ids, unconditional.as_ref())?;
         Self::new(Parts {
             ids,
             origin: body.start,
@@ -111,6 +117,8 @@ impl Canvas {
             mask_id: spec.mask_id,
             eos: Vec::new(),
             stop_at_eos: false,
+            fidelity: Fidelity::Exact,
+            causal: spec.block,
             seed,
         })
     }
@@ -120,14 +128,15 @@ fn build_text(
     spec: &ModelSpec,
     params: &TextParams,
     ids: Slots,
-    start: usize,
+    body: Range<usize>,
     blocks: Vec<Block>,
     unconditional: Option<Unconditional>,
     seed: u64,
 ) -> Result<Canvas, Invalid> {
-    check_size(spec, "max_tokens", &ids, unconditional.as_ref())?;
+    check_ids(spec, "max_tokens", &ids, unconditional.as_ref())?;
+    check_blocks(spec, params)?;
     Canvas::new(Parts {
-        body: start..ids.len(),
+        body,
         ids,
         origin: 0,
         unconditional,
@@ -137,6 +146,8 @@ fn build_text(
         mask_id: spec.mask_id,
         eos: spec.eos_ids.clone(),
         stop_at_eos: params.stop_at_eos,
+        fidelity: params.fidelity,
+        causal: spec.block,
         seed,
     })
 }
@@ -207,20 +218,50 @@ fn barred(spec: &ModelSpec, ends: Ends) -> Result<Barred, Invalid> {
     Ok(Barred { never, absent, doubted })
 }
 
-fn check_size(
+/// Approximations are only for what they were made for.
+fn check_fidelity(spec: &ModelSpec, params: &TextParams, holes: bool) -> Result<(), Invalid> {
+    let why = match params.fidelity {
+        Fidelity::Exact => return Ok(()),
+        _ if spec.block.is_some() => "this model attends by blocks, so finished blocks are kept without any loss",
+        _ if spec.shifted => {
+            "this model predicts a position from its left neighbour, which a block's cache does not have"
+        }
+        _ if holes => "a template, or a prompt with masked positions, is not filled block after block",
+        _ if params.guidance_scale > 0.0 => "guidance compares with a second sequence, for which nothing is kept",
+        _ => return Ok(()),
+    };
+    Err(Invalid::new("fidelity", format!("only exact is possible here: {why}; leave it out")))
+}
+
+/// SDAR's samplers go by the blocks that attention goes by.
+fn check_blocks(spec: &ModelSpec, params: &TextParams) -> Result<(), Invalid> {
+    match spec.block {
+        Some(block) if params.sampler.per_block() && params.block_length != block => {
+            let length = params.block_length;
+            Err(Invalid::new("block_length", format!("{length} is not the model's: its blocks have {block}; use that")))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn check_size(spec: &ModelSpec, field: &'static str, positions: usize) -> Result<(), Invalid> {
+    if positions > spec.max_positions {
+        let message = format!(
+            "prompt and completion make {positions} positions, the model takes {}; shorten one of them",
+            spec.max_positions
+        );
+        return Err(Invalid::new(field, message));
+    }
+    Ok(())
+}
+
+fn check_ids(
     spec: &ModelSpec,
     field: &'static str,
     ids: &Slots,
     unconditional: Option<&Unconditional>,
 ) -> Result<(), Invalid> {
-    let longest = ids.len().max(unconditional.map_or(0, |u| u.ids.len()));
-    if longest > spec.max_positions {
-        let message = format!(
-            "prompt and completion make {longest} positions, the model takes {}; shorten one of them",
-            spec.max_positions
-        );
-        return Err(Invalid::new(field, message));
-    }
+    check_size(spec, field, ids.len().max(unconditional.map_or(0, |u| u.ids.len())))?;
     let sides = ids.iter().flatten().chain(unconditional.into_iter().flat_map(|u| &u.ids));
     match sides.max() {
         Some(&id) if id as usize >= spec.vocab_size => {

@@ -3,6 +3,7 @@
 //! Start reading at `denoise.rs`. Knows the model only through `models::Backbone`; no channels, no HTTP, no storage.
 
 mod batch;
+pub mod cache;
 pub mod canvas;
 pub mod denoise;
 pub mod frame;

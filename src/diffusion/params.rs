@@ -20,8 +20,26 @@ impl Invalid {
     }
 }
 
+/// How much of a step is computed anew. Everything but `exact` changes the results, so it is asked for by name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Fidelity {
+    /// All that matters.
+    #[default]
+    Exact,
+    /// Keys and values before the block are those of the block's first forward (Fast-dLLM, prefix cache).
+    Prefix,
+    /// So are those after it (Fast-dLLM, dual cache).
+    Dual,
+}
+
 /// How a masked text position gets its token and when it commits, by the names of the official codes: LLaDA
-/// (`low_confidence`, `random`), Fast-dLLM (`threshold`, `factor`), Dream (the others).
+/// (`low_confidence`, `random`), Fast-dLLM (`threshold`, `factor`), SDAR (`low_confidence_dynamic`,
+/// `low_confidence_static`, `sequential`, `entropy_bounded`), Dream (the others).
+///
+/// SDAR's samplers go by blocks that begin at multiples of their length, counted from the first position of the prompt;
+/// their `steps` are those of one block. They rank by the distribution that tokens are drawn from.
+///
 ///
 /// Dream's samplers rank by the distribution that tokens are drawn from, tempered and filtered. Of a block's masked
 /// positions a step commits the share `1 − t(i+1)/t(i)`, with t falling evenly from 1 to `eps` over its steps.
@@ -42,6 +60,22 @@ pub enum TextSampler {
     Factor {
         /// From 0 (one per step) on.
         factor: f64,
+    },
+    /// Every position that is more confident than the threshold commits, and at least the step's even share of the block
+    /// (SDAR).
+    LowConfidenceDynamic {
+        /// Probability in `(0, 1]`.
+        threshold: f64,
+    },
+    /// The most confident positions commit, an even share of the block per step (SDAR).
+    LowConfidenceStatic,
+    /// The leftmost positions commit, an even share of the block per step (SDAR).
+    Sequential,
+    /// The positions of least entropy commit while the sum of their entropies is below the threshold, and at least the
+    /// step's even share of the block (SDAR, `JetEngine`).
+    EntropyBounded {
+        /// In nats, from 0 on.
+        threshold: f64,
     },
     /// Every masked position commits with the step's share as its probability (Dream `origin`).
     Origin {
@@ -113,7 +147,8 @@ pub enum Schedule {
 pub struct TextParams {
     /// Length of the generated canvas; a template ignores it.
     pub max_tokens: usize,
-    /// Forwards over the whole canvas; spread over the blocks. With `threshold` and `factor` an upper bound.
+    /// Forwards over the whole canvas; spread over the blocks. With `threshold` and `factor` an upper bound. With SDAR's
+    /// samplers those of one block, an upper bound, too.
     pub steps: usize,
     /// Length of a semi-autoregressive block; `max_tokens` for one block.
     pub block_length: usize,
@@ -132,6 +167,9 @@ pub struct TextParams {
     pub guidance_scale: f64,
     /// End when EOS and everything before it are committed.
     pub stop_at_eos: bool,
+    /// What is computed anew at each step.
+    #[serde(default)]
+    pub fidelity: Fidelity,
     /// Strings that end the text.
     pub stop: Vec<String>,
 }
@@ -185,9 +223,25 @@ impl TextParams {
 }
 
 impl TextSampler {
-    /// A fixed plan commits the same number of positions per step whatever the model says.
+    /// A fixed plan numbers its steps in advance; the others take as many as they need.
     pub(crate) fn adaptive(self) -> bool {
+        self.by_threshold() || self.per_block()
+    }
+
+    fn by_threshold(self) -> bool {
         matches!(self, Self::Threshold { .. } | Self::Factor { .. })
+    }
+
+    /// SDAR's: blocks begin at multiples of their length, and `steps` are those of one block.
+    #[must_use]
+    pub fn per_block(self) -> bool {
+        matches!(
+            self,
+            Self::LowConfidenceDynamic { .. }
+                | Self::LowConfidenceStatic
+                | Self::Sequential
+                | Self::EntropyBounded { .. }
+        )
     }
 
     /// The reference knows no blocks.
@@ -197,14 +251,17 @@ impl TextSampler {
     }
 
     fn check(self, ends: Ends) -> Result<(), Invalid> {
-        let by_confidence = matches!(self, Self::LowConfidence) || self.adaptive();
+        let by_confidence = matches!(self, Self::LowConfidence) || self.by_threshold();
         if ends.confidence_eos_eot_inf && !by_confidence {
             let message = "has no meaning for this sampler; leave it out, or use low_confidence, threshold or factor";
             return Err(Invalid::new("sampler.confidence_eos_eot_inf", message));
         }
         match self {
-            Self::LowConfidence | Self::Random => Ok(()),
-            Self::Threshold { threshold } => share("sampler.threshold", threshold),
+            Self::LowConfidence | Self::Random | Self::LowConfidenceStatic | Self::Sequential => Ok(()),
+            Self::Threshold { threshold } | Self::LowConfidenceDynamic { threshold } => {
+                share("sampler.threshold", threshold)
+            }
+            Self::EntropyBounded { threshold } => not_negative("sampler.threshold", threshold),
             Self::Factor { factor } => not_negative("sampler.factor", factor),
             Self::Origin { eps } => inside("sampler.eps", eps),
             Self::MaskgitPlus { eps, alg_temp }

@@ -31,6 +31,10 @@ pub enum Score {
     Margin,
     /// Its negative entropy (Dream).
     NegativeEntropy,
+    /// The token's probability in the distribution that it is drawn from: tempered and filtered (SDAR).
+    Drawn,
+    /// The negative entropy of that distribution (SDAR).
+    DrawnEntropy,
 }
 
 impl Score {
@@ -95,6 +99,7 @@ pub fn draw(row: &[f32], barred: &Barred, rule: Rule, uniform: f64) -> Option<Dr
     let score = match rule.score {
         Score::Plain => confidence,
         Score::Allowed => probability(sure),
+        Score::Drawn | Score::DrawnEntropy => drawn_score(row, barred, rule, index),
         _ => filtered_score(row, barred, rule, index),
     };
     Some(Draw { index, confidence, score, logprob })
@@ -109,6 +114,30 @@ fn set<T: Copy>(row: &mut [T], indices: &[usize], value: T) {
     }
 }
 
+/// SDAR's scores. At temperature 0 nothing is scaled or filtered. Its code knows no banned ids, so they are part of the
+/// distribution.
+fn drawn_score(row: &[f32], barred: &Barred, rule: Rule, index: usize) -> f64 {
+    let mut row = row.to_vec();
+    set(&mut row, &barred.absent, f32::NEG_INFINITY);
+    let greedy = rule.temperature == 0.0;
+    let p = distribution(&row, if greedy { Rule { top_k: 0, top_p: 1.0, ..rule } } else { rule });
+    match rule.score {
+        Score::DrawnEntropy => p.iter().filter(|&&p| p > 0.0).map(|p| p * p.ln()).sum(),
+        _ => p[index],
+    }
+}
+
+/// The tempered and filtered distribution of a row.
+fn distribution(row: &[f32], rule: Rule) -> Vec<f64> {
+    let scale = if rule.temperature > 0.0 { 1.0 / rule.temperature } else { 1.0 };
+    let mut p = vec![0.0; row.len()];
+    weights(row, f64::from(highest(row)), scale, &mut p);
+    filter(&mut p, rule);
+    let total: f64 = p.iter().sum();
+    p.iter_mut().for_each(|p| *p /= total);
+    p
+}
+
 /// Dream's scores. Its code knows no banned ids, so they are part of the distribution; where one of them is the
 /// likeliest of all, the position waits for the others.
 fn filtered_score(row: &[f32], barred: &Barred, rule: Rule, index: usize) -> f64 {
@@ -118,12 +147,7 @@ fn filtered_score(row: &[f32], barred: &Barred, rule: Rule, index: usize) -> f64
     if barred.never.iter().any(|&i| row.get(i) == Some(&top)) {
         return f64::NEG_INFINITY;
     }
-    let scale = if rule.temperature > 0.0 { 1.0 / rule.temperature } else { 1.0 };
-    let mut p = vec![0.0; row.len()];
-    weights(&row, f64::from(top), scale, &mut p);
-    filter(&mut p, rule);
-    let total: f64 = p.iter().sum();
-    p.iter_mut().for_each(|p| *p /= total);
+    let p = distribution(&row, rule);
     match rule.score {
         Score::Margin => {
             let (mut first, mut second) = (0.0, 0.0);

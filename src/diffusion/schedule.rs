@@ -138,6 +138,31 @@ pub fn even_blocks(prefix: usize, max_tokens: usize, block_length: usize, steps:
     Ok((0..blocks).map(block).collect())
 }
 
+/// SDAR's blocks of a completion: they begin at multiples of `block_length`, so that the first one may hold the end of the
+/// prefix, and the last one may end after the completion. Each gets `steps`.
+///
+/// # Errors
+/// When a block has more steps than positions.
+pub fn aligned_blocks(
+    prefix: usize,
+    max_tokens: usize,
+    block_length: usize,
+    steps: usize,
+) -> Result<Vec<Block>, Invalid> {
+    check_steps_per_block(block_length, steps)?;
+    let block = |b: usize| Block { start: b * block_length, end: (b + 1) * block_length, steps };
+    Ok((prefix / block_length..(prefix + max_tokens).div_ceil(block_length)).map(block).collect())
+}
+
+/// Every step commits at least one position.
+fn check_steps_per_block(block_length: usize, steps: usize) -> Result<(), Invalid> {
+    if steps <= block_length {
+        return Ok(());
+    }
+    let message = format!("{steps} steps for each block of {block_length}; this sampler takes at most {block_length}");
+    Err(Invalid::new("steps", message))
+}
+
 /// Blocks of a template: windows of `block_length` from the start of the canvas, the last one shorter; those without
 /// a hole get no steps, the others an even share, the remainder to the first.
 ///
@@ -158,6 +183,16 @@ pub fn template_blocks(masked: &[bool], block_length: usize, steps: usize) -> Re
         steps: quota(steps, holes.len(), i),
     };
     Ok(holes.iter().enumerate().map(block).collect())
+}
+
+/// The same, with `steps` for each block that has a hole (SDAR).
+///
+/// # Errors
+/// When a block has more steps than positions.
+pub fn aligned_template_blocks(masked: &[bool], block_length: usize, steps: usize) -> Result<Vec<Block>, Invalid> {
+    check_steps_per_block(block_length, steps)?;
+    let spread = template_blocks(masked, block_length, masked.len())?;
+    Ok(spread.into_iter().map(|block| Block { steps, ..block }).collect())
 }
 
 /// The nearest values below and above `value` that satisfy `valid`; the search ends at 1 and where `valid` cannot hold.
@@ -280,6 +315,18 @@ mod tests {
     fn blocks_tile_the_completion() {
         let blocks = even_blocks(3, 8, 4, 6).unwrap();
         assert_eq!(blocks, [Block { start: 3, end: 7, steps: 3 }, Block { start: 7, end: 11, steps: 3 }]);
+    }
+
+    #[test]
+    fn aligned_blocks_begin_at_multiples_and_cover_the_completion() {
+        let blocks = aligned_blocks(6, 5, 4, 3).unwrap();
+        assert_eq!(blocks, [Block { start: 4, end: 8, steps: 3 }, Block { start: 8, end: 12, steps: 3 }]);
+        assert_eq!(aligned_blocks(8, 4, 4, 1).unwrap(), [Block { start: 8, end: 12, steps: 1 }]);
+        let error = aligned_blocks(6, 5, 4, 5).unwrap_err().to_string();
+        assert_eq!(error, "steps: 5 steps for each block of 4; this sampler takes at most 4");
+        let masked = [false, true, true, false, false, false, true];
+        let blocks = aligned_template_blocks(&masked, 3, 2).unwrap();
+        assert_eq!(blocks, [Block { start: 0, end: 3, steps: 2 }, Block { start: 6, end: 7, steps: 2 }]);
     }
 
     #[test]

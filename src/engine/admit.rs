@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::job::{Prompt, Request, Task, TemplatePart};
+use super::job::{Message, Prompt, Request, Task, TemplatePart};
 use super::transcript::Style;
 use super::{EngineError, Limits};
 use crate::diffusion::canvas::Canvas;
@@ -35,7 +35,7 @@ pub(super) fn admit(model: &Model, request: &Request, limits: &Limits) -> Result
     };
     let canvases: Vec<Canvas> =
         (0..request.n).map(|index| build(completion_seed(request.seed, index))).collect::<Result<_, _>>()?;
-    let rows = canvases.iter().map(Canvas::rows).max().unwrap_or(0);
+    let rows = canvases.iter().map(Canvas::most_rows).max().unwrap_or(0);
     if rows > limits.max_rows {
         let (field, guidance) = match &request.task {
             Task::Text(p) => ("max_tokens", p.guidance_scale > 0.0),
@@ -63,16 +63,24 @@ fn text<'a>(model: &'a Model, request: &Request, params: &'a TextParams) -> Resu
         let slots = template(model, parts)?;
         return Ok(Box::new(move |seed| Canvas::template(spec, slots.clone(), params, seed)));
     }
-    let prefix = match &request.prompt {
+    let (picture, prompt) = match &request.prompt {
+        Prompt::About { codes, prompt } => (Some(codes), &**prompt),
+        prompt => (None, prompt),
+    };
+    let before = |field, prompt: &Prompt| {
+        let asked = text_prefix(model, field, prompt)?;
+        match picture {
+            Some(codes) => seen(model, codes, &asked),
+            None => Ok(asked),
+        }
+    };
+    let prefix = match prompt {
         // A client that sends ids knows the model: its mask id is a hole, as in the reference.
-        Prompt::Ids(ids) => with_holes(ids, spec.mask_id),
-        prompt => given(&model.layout.text_prefix(&ids(model, "prompt", prompt)?)),
+        Prompt::Ids(_) => with_holes(&before("prompt", prompt)?, spec.mask_id),
+        prompt => given(&before("prompt", prompt)?),
     };
-    let negative = match &request.negative_prompt {
-        None => None,
-        Some(Prompt::Ids(ids)) => Some(ids.clone()),
-        Some(prompt) => Some(model.layout.text_prefix(&ids(model, "negative_prompt", prompt)?)),
-    };
+    // What is steered away from is said of the same picture.
+    let negative = request.negative_prompt.as_ref().map(|prompt| before("negative_prompt", prompt)).transpose()?;
     Ok(Box::new(move |seed| Canvas::text(spec, prefix.clone(), negative.as_deref(), params, seed)))
 }
 
@@ -92,13 +100,43 @@ fn image<'a>(model: &'a Model, request: &Request, params: &'a ImageParams) -> Re
     Ok(Box::new(move |seed| Canvas::image(spec, frame.clone(), empty.clone(), params, seed)))
 }
 
-/// The ids of a prompt that is not a template.
+/// The ids before a text.
+fn text_prefix(model: &Model, field: &'static str, prompt: &Prompt) -> Result<Vec<u32>, EngineError> {
+    match prompt {
+        Prompt::Ids(ids) => Ok(ids.clone()),
+        Prompt::Messages(messages) => conversation(model, messages),
+        prompt => Ok(model.layout.text_prefix(&ids(model, field, prompt)?)),
+    }
+}
+
+/// The ids before a text about a picture, for those before it without one.
+fn seen(model: &Model, codes: &[u32], asked: &[u32]) -> Result<Vec<u32>, EngineError> {
+    let spec = model.backbone.spec();
+    let size = spec.image.as_ref().map_or(0, |image| image.codes.len());
+    if let Some(code) = codes.iter().find(|code| **code as usize >= size) {
+        let message = format!("code {code} is outside the model's codebook of {size}; is the codec another model's?");
+        return Err(Invalid::new("image", message).into());
+    }
+    let message = || format!("{} looks at no pictures; leave it out", spec.name);
+    model.layout.seen_prefix(codes, asked).ok_or_else(|| Invalid::new("image", message()).into())
+}
+
+/// The ids of a prompt that has no layout of its own.
 fn ids(model: &Model, field: &'static str, prompt: &Prompt) -> Result<Vec<u32>, EngineError> {
     match prompt {
         Prompt::Text(text) => encode(model, field, text),
         Prompt::Ids(ids) => Ok(ids.clone()),
-        Prompt::Template(_) => Err(Invalid::new(field, "a template is only possible as the prompt of a text").into()),
+        Prompt::Template(_) | Prompt::Messages(_) | Prompt::About { .. } => {
+            let message = "a template, a conversation or a picture is only possible as the prompt of a text";
+            Err(Invalid::new(field, message).into())
+        }
     }
+}
+
+/// The ids before the answer.
+fn conversation(model: &Model, messages: &[Message]) -> Result<Vec<u32>, EngineError> {
+    let ids = model.layout.conversation(&model.tokenizer, messages);
+    ids.map_err(|e| Invalid::new("messages", e.to_string()).into())
 }
 
 fn encode(model: &Model, field: &'static str, text: &str) -> Result<Vec<u32>, EngineError> {

@@ -7,7 +7,10 @@ use uuid::Uuid;
 
 use crate::adapters::VersionId;
 
-pub use crate::diffusion::params::{Ends, FinishReason, ImageParams, ImageSampler, Schedule, TextParams, TextSampler};
+pub use crate::diffusion::params::{
+    Ends, Fidelity, FinishReason, ImageParams, ImageSampler, Schedule, TextParams, TextSampler,
+};
+pub use crate::text::Message;
 
 /// Who goes first when the device is busy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
@@ -29,6 +32,15 @@ pub enum Prompt {
     Text(String),
     /// Raw ids. For text they are the whole prefix (no layout is added); for images the text before any layout.
     Ids(Vec<u32>),
+    /// A conversation that the model answers, laid out by its chat template.
+    Messages(Vec<Message>),
+    /// A picture and what is asked about it.
+    About {
+        /// Codes of the picture, row by row.
+        codes: Vec<u32>,
+        /// Text, ids or a conversation.
+        prompt: Box<Prompt>,
+    },
     /// Text with holes: literal pieces and holes of so many tokens each. The canvas is all of it.
     Template(Vec<TemplatePart>),
 }

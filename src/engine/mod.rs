@@ -76,6 +76,8 @@ pub struct Limits {
     pub max_rows: usize,
     /// Canvases stepping at the same time.
     pub max_running: usize,
+    /// Bytes of keys and values kept between ticks; canvases without room compute theirs again.
+    pub max_cache_bytes: usize,
 }
 
 /// What the engine is doing now; for `/info`, `/ready` and metrics.
@@ -260,7 +262,19 @@ impl Engine {
         Ok(picture)
     }
 
-    /// The codes of a picture, for inpainting.
+    /// It draws: codes can be made pictures.
+    #[must_use]
+    pub fn draws(&self) -> bool {
+        self.model.codec.is_some()
+    }
+
+    /// It looks at pictures: a text may be about one.
+    #[must_use]
+    pub fn looks(&self) -> bool {
+        self.draws() && self.model.layout.seen_prefix(&[], &[]).is_some()
+    }
+
+    /// The codes of a picture, for inpainting or to be looked at.
     ///
     /// # Errors
     /// `Invalid` when the model has no image side or cannot encode the picture.
@@ -269,9 +283,12 @@ impl Engine {
     }
 
     fn codec(&self) -> Result<&dyn crate::models::ImageCodec, EngineError> {
-        self.model.codec.as_deref().ok_or_else(|| EngineError::Invalid {
-            field: "model",
-            message: format!("{} has no image side; ask for text instead", self.spec.name),
+        self.model.codec.as_deref().ok_or_else(|| {
+            let reason = match self.spec.image {
+                Some(_) => "is served without an image codec; name one with --codec",
+                None => "has no image side; ask for text instead",
+            };
+            EngineError::Invalid { field: "model", message: format!("{} {reason}", self.spec.name) }
         })
     }
 

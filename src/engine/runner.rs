@@ -14,6 +14,7 @@ use super::scheduler::{Candidate, Scheduler, longest_ticks};
 use super::shared::Shared;
 use super::stats::TickStats;
 use super::{EngineError, Limits};
+use crate::diffusion::cache::Caches;
 use crate::diffusion::canvas::StepOutcome;
 use crate::diffusion::{Canvas, Denoiser, Tick};
 use crate::models::Model;
@@ -52,7 +53,7 @@ impl Runner {
             max_rows: limits.max_rows,
             commands,
             shared,
-            denoiser: Denoiser::default(),
+            denoiser: Denoiser::new(Caches::new(limits.max_cache_bytes)),
             scheduler: Scheduler::new(limits.max_running, AGING),
             jobs: HashMap::new(),
             canvases: Vec::new(),
@@ -174,6 +175,8 @@ impl Runner {
         let mut stats = TickStats {
             canvases: ids.len(),
             rows: tick.batch.rows(),
+            cached: tick.batch.reused(),
+            cache_bytes: self.denoiser.caches.bytes(),
             split: tick.split,
             sampling: tick.sampling,
             ..TickStats::default()

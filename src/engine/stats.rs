@@ -19,6 +19,10 @@ pub struct TickStats {
     pub canvases: usize,
     /// Rows of the packed forward.
     pub rows: usize,
+    /// Positions that it saw without evaluating them.
+    pub cached: usize,
+    /// Bytes of keys and values that are held after it.
+    pub cache_bytes: usize,
     /// Positions committed.
     pub committed: usize,
     /// All of it.
@@ -100,6 +104,8 @@ impl Stats {
         metrics::histogram!(names::TICK_ROWS).record(tick.rows as f64);
         metrics::histogram!(names::TICK_CANVASES).record(tick.canvases as f64);
         metrics::counter!(names::POSITIONS).increment(tick.rows as u64);
+        metrics::counter!(names::POSITIONS_CACHED).increment(tick.cached as u64);
+        metrics::gauge!(names::CACHE_BYTES).set(tick.cache_bytes as f64);
         metrics::counter!(names::COMMITTED).increment(tick.committed as u64);
         metrics::counter!(names::STEPS).increment(tick.canvases as u64);
     }
@@ -138,7 +144,7 @@ fn kind(image: bool) -> &'static str {
 }
 
 /// A fair sample of the batches that were run (every one is equally likely to be kept: Vitter's algorithm R), so that
-/// the bare forward can be timed on the same shapes. Token ids are not kept.
+/// the bare forward can be timed on the same shapes. Token ids, keys and values are not held.
 #[derive(Debug, Default)]
 pub(super) struct Shapes(Mutex<(u64, Vec<Packed>)>);
 
@@ -147,7 +153,7 @@ impl Shapes {
         if batch.spans.is_empty() {
             return; // everything was memoised: there was no forward
         }
-        let batch = Packed { ids: vec![0; batch.rows()], ..batch };
+        let Ok(batch) = batch.blank() else { return };
         let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let (seen, batches) = &mut *kept;
         *seen += 1;

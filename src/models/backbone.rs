@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use candle_core::Tensor;
 
+use super::kept::Kept;
 use super::nn::Precision;
 use super::transformer::{Transformer, TransformerConfig};
 use super::{Backbone, ModelError, ModelSpec, Packed};
@@ -30,6 +31,10 @@ impl Backbone for TransformerBackbone {
 
     fn forward(&self, packed: &Packed) -> Result<Tensor, ModelError> {
         self.transformer.hidden(packed)
+    }
+
+    fn forward_keeping(&self, packed: &Packed) -> Result<(Tensor, Vec<Option<Arc<Kept>>>), ModelError> {
+        self.transformer.hidden_keeping(packed)
     }
 
     fn logits(&self, hidden: &Tensor, vocab: Range<u32>) -> Result<Tensor, ModelError> {

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use candle_core::{DType, Result, Tensor};
 
 use super::ModelError;
-use super::names::{Names, Part};
+use super::names::Part;
 use super::shape::TransformerConfig;
 
 /// A projection that can be adapted.
@@ -31,16 +31,17 @@ impl Target {
     /// Every projection, in the order of the forward pass.
     pub const ALL: [Self; 7] = [Self::Q, Self::K, Self::V, Self::O, Self::Gate, Self::Up, Self::Down];
 
-    /// The module's name in LLaDA's checkpoints.
-    #[must_use]
-    pub fn module(self) -> &'static str {
-        ["q_proj", "k_proj", "v_proj", "attn_out", "ff_proj", "up_proj", "ff_out"][self as usize]
-    }
-
-    /// The module that is adapted; [`Names::module`] has its path in every naming.
+    /// The module that is adapted.
     #[must_use]
     pub fn part(self) -> Part {
         [Part::Q, Part::K, Part::V, Part::O, Part::Gate, Part::Up, Part::Down][self as usize]
+    }
+
+    /// Path of the module in checkpoints of `config`'s family: what PEFT calls it, and the name of its weight without
+    /// `.weight`.
+    #[must_use]
+    pub fn module(self, config: &TransformerConfig, layer: usize) -> String {
+        config.variant.names.module(layer, self.part())
     }
 
     /// `(out, in)` of its weight.
@@ -179,14 +180,8 @@ impl Lora {
     }
 }
 
-/// Module path of a projection in LLaDA's checkpoints, as PEFT names its factors.
-#[must_use]
-pub fn module(layer: usize, target: Target) -> String {
-    Names::Llada.module(layer, target.part())
-}
-
 fn check(config: &TransformerConfig, layer: usize, target: Target, pair: &Pair) -> std::result::Result<(), ModelError> {
-    let name = module(layer, target);
+    let name = target.module(config, layer);
     if layer >= config.n_layers {
         return Err(ModelError::Weights(format!("{name}: the base has {} layers", config.n_layers)));
     }

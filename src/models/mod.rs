@@ -5,20 +5,25 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use candle_core::Tensor;
+use candle_core::{Device, Tensor};
 use image::RgbImage;
 
 use crate::text::{Message, TextError, Tokenizer};
+use kept::{Kept, Place};
 use lora::Lora;
+use nn::{Format, Precision, Products};
 use transformer::{Transformer, TransformerConfig};
 
 pub mod backbone;
 pub mod checkpoint;
+pub mod fields;
+pub mod kept;
 pub mod lora;
 pub mod names;
 pub mod nn;
 pub mod optim;
 pub mod shape;
+pub mod shards;
 pub mod transformer;
 pub mod vq;
 pub mod weights;
@@ -61,7 +66,35 @@ pub enum ModelError {
     Input(String),
 }
 
-/// The rows of one sequence inside a [`Packed`] batch. Positions count from 0 within the span.
+/// Where a model's weights go, and how they are kept there.
+#[derive(Debug, Clone)]
+pub struct Placement {
+    /// The device.
+    pub device: Device,
+    /// How the weights of products are kept on a CPU; embeddings and norms are f32. On a GPU all are as in the file.
+    pub format: Format,
+}
+
+impl Placement {
+    /// How served products are computed.
+    pub(crate) fn products(&self) -> Products {
+        Products { precision: Precision::Exact, format: Some(self.format) }
+    }
+}
+
+impl From<&Device> for Placement {
+    fn from(device: &Device) -> Self {
+        Self { device: device.clone(), format: Format::default() }
+    }
+}
+
+impl From<&Self> for Placement {
+    fn from(placement: &Self) -> Self {
+        placement.clone()
+    }
+}
+
+/// The rows of one sequence, or of a part of one, inside a [`Packed`] batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Span {
     /// First row.
@@ -81,6 +114,8 @@ pub struct Packed {
     pub needed: Vec<u32>,
     /// The adapter of each span; spans with the same one should lie together.
     pub adapters: Vec<Option<Arc<Lora>>>,
+    /// Where each span is in its sequence, and what else it sees.
+    pub places: Vec<Place>,
 }
 
 impl Packed {
@@ -96,12 +131,26 @@ impl Packed {
         needed: impl IntoIterator<Item = u32>,
         adapter: Option<Arc<Lora>>,
     ) -> Span {
+        self.push_part(ids, needed, adapter, Place::default())
+    }
+
+    /// [`push_adapted`](Self::push_adapted) of a part of a sequence: `ids` are those of its rows, `needed` are positions of
+    /// the whole sequence.
+    pub fn push_part(
+        &mut self,
+        ids: &[u32],
+        needed: impl IntoIterator<Item = u32>,
+        adapter: Option<Arc<Lora>>,
+        place: Place,
+    ) -> Span {
         let start = self.ids.len();
         self.ids.extend_from_slice(ids);
-        self.needed.extend(needed.into_iter().map(|position| position + start as u32));
+        let offset = place.offset as u32;
+        self.needed.extend(needed.into_iter().map(|position| position - offset + start as u32));
         let span = Span { start, len: ids.len() };
         self.spans.push(span);
         self.adapters.push(adapter);
+        self.places.push(place);
         span
     }
 
@@ -143,6 +192,8 @@ pub struct ModelSpec {
     /// Length of the blocks that attention goes by: a position sees its own block and those before it. `None`: it sees
     /// all positions.
     pub block: Option<usize>,
+    /// Position i is predicted from the hidden state of position i − 1.
+    pub shifted: bool,
     /// Hidden size.
     pub d_model: usize,
     /// Number of layers.
@@ -168,6 +219,18 @@ pub trait Backbone: Send + Sync {
     /// # Errors
     /// When the batch is malformed or the device fails.
     fn forward(&self, packed: &Packed) -> Result<Tensor, ModelError>;
+
+    /// [`forward`](Self::forward), and the keys and values that the spans wish to have kept, one entry per span (or none at
+    /// all when nobody wishes any).
+    ///
+    /// # Errors
+    /// As [`forward`](Self::forward); and when a span is part of a sequence, or wishes anything, and the model keeps none.
+    fn forward_keeping(&self, packed: &Packed) -> Result<(Tensor, Vec<Option<Arc<Kept>>>), ModelError> {
+        match packed.places.iter().all(|place| *place == Place::default()) {
+            true => Ok((self.forward(packed)?, Vec::new())),
+            false => Err(ModelError::Input(format!("{} keeps no keys and values", self.spec().name))),
+        }
+    }
 
     /// Logits in f32 of `hidden` `(n, d_model)` for the ids of `vocab`: `(n, vocab.len())`.
     ///
@@ -210,8 +273,8 @@ pub trait Layout: Send + Sync {
         Ok(self.text_prefix(&tokenizer.encode(&lines.join("\n"))?))
     }
 
-    /// The ids before a text that is about an image, for the image's codes and a prompt with its own layout; `None`
-    /// when the model does not look at images.
+    /// The ids before a text that is about an image, for the image's codes and the ids that would be before the text
+    /// without it; `None` when the model does not look at images.
     fn seen_prefix(&self, _codes: &[u32], _prompt: &[u32]) -> Option<Vec<u32>> {
         None
     }

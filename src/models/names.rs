@@ -68,9 +68,24 @@ impl Names {
     /// Path of a module of layer `layer`; `.weight` or `.bias` follows.
     #[must_use]
     pub fn module(self, layer: usize, part: Part) -> String {
+        format!("{}.{layer}.{}", self.layers(), self.part(part))
+    }
+
+    /// Path of the list of layers.
+    #[must_use]
+    pub const fn layers(self) -> &'static str {
         match self {
-            Self::Llada => format!("model.transformer.blocks.{layer}.{}", part.llada()),
-            Self::Qwen => format!("model.layers.{layer}.{}", part.qwen()),
+            Self::Llada => "model.transformer.blocks",
+            Self::Qwen => "model.layers",
+        }
+    }
+
+    /// Path of a module within its layer.
+    #[must_use]
+    pub fn part(self, part: Part) -> &'static str {
+        match self {
+            Self::Llada => part.llada(),
+            Self::Qwen => part.qwen(),
         }
     }
 

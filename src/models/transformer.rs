@@ -8,17 +8,21 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
 
+use super::kept::Kept;
 use super::lora::{Product, Runs};
 use super::names::{Names, Part};
-use super::nn::attention::{AttentionPlan, AttentionSpan, RopeTable, attention};
+use super::nn::attention::{RopeTable, attention};
 use super::nn::norm::rms_norm;
 use super::nn::swiglu::swiglu;
 use super::nn::timing::timed;
-use super::nn::{Linear, Precision};
+use super::nn::{Linear, Precision, Products};
 pub use super::shape::{TransformerConfig, parameters};
 use super::{ModelError, Packed};
 
 pub mod by_layer;
+mod route;
+
+use route::{Plan, Route};
 
 /// Name of the embedding table of the built-in model.
 pub const EMBEDDING: &str = Names::Llada.embedding();
@@ -68,15 +72,14 @@ pub struct Transformer {
     embedding: Tensor,
     blocks: Vec<Block>,
     final_norm: Tensor,
-    head: Tensor,
-    precision: Precision,
+    head: Linear,
     rope: Arc<RopeTable>,
 }
 
 /// Tensors as they are asked for, checked and joined.
 struct Parts<'a, F> {
     config: &'a TransformerConfig,
-    precision: Precision,
+    products: Products,
     tensor: F,
 }
 
@@ -107,7 +110,7 @@ impl<F: FnMut(&str) -> Result<Tensor, ModelError>> Parts<'_, F> {
             true => Some(join(&parts.iter().map(|&part| self.bias(layer, part)).collect::<Result<Vec<_>, _>>()?)?),
             false => None,
         };
-        Ok(Linear::new(join(&weights)?, bias, self.precision))
+        Ok(Linear::new(&join(&weights)?, bias, self.products)?)
     }
 
     fn block(&mut self, layer: usize) -> Result<Block, ModelError> {
@@ -136,39 +139,42 @@ fn join(tensors: &[Tensor]) -> Result<Tensor, ModelError> {
 }
 
 impl Transformer {
-    /// Builds it from named tensors (see [`TransformerConfig::tensors`]).
+    /// Builds it from named tensors (see [`TransformerConfig::tensors`]). Given a [`Precision`] alone it shares them and
+    /// is differentiable in them.
     ///
     /// # Errors
     /// When a tensor is missing or mis-shaped.
     pub fn new(
         config: TransformerConfig,
-        precision: Precision,
+        products: impl Into<Products>,
         mut tensor: impl FnMut(&str) -> Option<Tensor>,
     ) -> Result<Self, ModelError> {
         let missing = |name: &str| ModelError::Weights(format!("tensor {name} is missing"));
-        Self::load(config, precision, |name| tensor(name).ok_or_else(|| missing(name)))
+        Self::load(config, products.into(), |name| tensor(name).ok_or_else(|| missing(name)))
     }
 
     /// Builds it from tensors that are read when they are asked for, each once, in the order of the forward pass. What
-    /// is joined into one product is let go at once, so that no second copy of the weights comes about.
+    /// is joined into one product or packed is let go at once, so that no second copy of the weights comes about; only a
+    /// head that is the embedding is packed beside it.
     ///
     /// # Errors
     /// When a tensor cannot be read or is mis-shaped.
     pub fn load(
         config: TransformerConfig,
-        precision: Precision,
+        products: Products,
         tensor: impl FnMut(&str) -> Result<Tensor, ModelError>,
     ) -> Result<Self, ModelError> {
         config.validate()?;
-        let mut parts = Parts { config: &config, precision, tensor };
+        let mut parts = Parts { config: &config, products, tensor };
         let names = config.variant.names;
         let table = [config.embedding_size, config.d_model];
         let embedding = parts.get(names.embedding(), &table)?;
         let blocks = (0..config.n_layers).map(|layer| parts.block(layer)).collect::<Result<_, _>>()?;
         let final_norm = parts.get(names.final_norm(), &[config.d_model])?;
         let head = if config.weight_tying { embedding.clone() } else { parts.get(names.head(), &table)? };
+        let head = Linear::new(&head, None, products)?;
         let rope = Arc::new(RopeTable::new(config.max_sequence_length, config.head_dim(), config.rope_theta));
-        Ok(Self { blocks, final_norm, embedding, head, precision, rope, config })
+        Ok(Self { blocks, final_norm, embedding, head, rope, config })
     }
 
     /// The same transformer, its tensors shared, with products computed in another way.
@@ -189,8 +195,7 @@ impl Transformer {
             config: self.config.clone(),
             embedding: self.embedding.clone(),
             final_norm: self.final_norm.clone(),
-            head: self.head.clone(),
-            precision,
+            head: self.head.with_precision(precision),
             rope: Arc::clone(&self.rope),
         }
     }
@@ -212,11 +217,27 @@ impl Transformer {
     /// # Errors
     /// When the batch does not fit the model or the device fails.
     pub fn hidden(&self, packed: &Packed) -> Result<Tensor, ModelError> {
+        Ok(self.hidden_keeping(packed)?.0)
+    }
+
+    /// [`hidden`](Self::hidden), and the keys and values that the spans wish to have kept, one entry per span (or none at
+    /// all when nobody wishes any).
+    ///
+    /// # Errors
+    /// As [`hidden`](Self::hidden).
+    pub fn hidden_keeping(&self, packed: &Packed) -> Result<(Tensor, Vec<Option<Arc<Kept>>>), ModelError> {
         let (mut x, route) = self.enter(packed)?;
+        let wished = packed.places.iter().any(|place| place.keep > 0);
+        let mut layers = Vec::new();
         for layer in 0..self.blocks.len() {
-            x = self.layer(layer, &x, &route)?;
+            let (next, kv) = self.layer_with_kv(layer, &x, &route)?;
+            x = next;
+            if wished {
+                layers.push(kv);
+            }
         }
-        Ok(rms_norm(&x, &self.final_norm, self.config.rms_norm_eps)?)
+        let kept = if wished { timed(|t| &mut t.elementwise, || packed.kept(&layers))? } else { Vec::new() };
+        Ok((rms_norm(&x, &self.final_norm, self.config.rms_norm_eps)?, kept))
     }
 
     /// The embeddings of all rows, and where the rows go.
@@ -225,16 +246,20 @@ impl Transformer {
         let device = self.device();
         let ids = Tensor::from_slice(&packed.ids, packed.rows(), device)?;
         let x = timed(|t| &mut t.elementwise, || self.embedding.index_select(&ids, 0))?;
-        let read = self.read_rows(packed);
-        let needed = Tensor::from_slice(&read, read.len(), device)?;
-        Ok((x, Route { full: self.plan(packed, None), pruned: self.plan(packed, Some(&read)), needed }))
+        Ok((x, self.route(packed)?))
     }
 
     fn layer(&self, layer: usize, x: &Tensor, route: &Route) -> Result<Tensor, ModelError> {
+        Ok(self.layer_with_kv(layer, x, route)?.0)
+    }
+
+    /// The layer's output, and the keys and values that its rows saw.
+    fn layer_with_kv(&self, layer: usize, x: &Tensor, route: &Route) -> Result<(Tensor, Tensor), ModelError> {
         // The last layer's keys and values are wanted of every row, everything after them only of the needed.
         let last = layer + 1 == self.blocks.len();
         let rest = if last { &route.pruned } else { &route.full };
-        let pass = Pass { layer, all: &route.full.runs, rest, needed: last.then_some(&route.needed) };
+        let (needed, joined) = (last.then_some(&route.needed), route.joined.as_ref());
+        let pass = Pass { layer, all: &route.full.runs, rest, needed, joined };
         self.blocks[layer].forward(x, &pass, self.config.rms_norm_eps)
     }
 
@@ -243,96 +268,13 @@ impl Transformer {
     /// # Errors
     /// When shapes do not fit or the device fails.
     pub fn logits(&self, hidden: &Tensor, vocab: Range<u32>) -> Result<Tensor, ModelError> {
-        let head = self.head.narrow(0, vocab.start as usize, vocab.len())?;
-        let logits = Linear::new(head, None, self.precision).forward(hidden)?.to_dtype(DType::F32)?;
+        let head = self.head.narrow(vocab.start as usize..vocab.end as usize)?;
+        let logits = head.forward(hidden)?.to_dtype(DType::F32)?;
         match self.config.variant.scale_logits {
             true => Ok((logits / (self.config.d_model as f64).sqrt())?),
             false => Ok(logits),
         }
     }
-
-    /// The rows whose hidden states predict `packed.needed`, ascending. Where logits are shifted the first position of
-    /// a sequence is predicted from its own row, so that row may come twice.
-    fn read_rows(&self, packed: &Packed) -> Vec<u32> {
-        if !self.config.variant.shifted {
-            return packed.needed.clone();
-        }
-        let mut spans = packed.spans.iter().peekable();
-        let row = |&row: &u32| {
-            while spans.next_if(|span| span.start + span.len <= row as usize).is_some() {}
-            let first = spans.peek().is_some_and(|span| span.start == row as usize);
-            if first { row } else { row.saturating_sub(1) }
-        };
-        packed.needed.iter().map(row).collect()
-    }
-
-    /// The rows of `read`, or all.
-    fn plan(&self, packed: &Packed, read: Option<&[u32]>) -> Plan {
-        let (mut positions, mut runs) = (Vec::new(), Runs::default());
-        let spans = packed.spans.iter().zip(&packed.adapters).map(|(span, adapter)| {
-            let from = positions.len();
-            if let Some(read) = read {
-                let (start, end) = (span.start as u32, (span.start + span.len) as u32);
-                let first = read.partition_point(|&row| row < start);
-                let last = read.partition_point(|&row| row < end);
-                positions.extend(read[first..last].iter().map(|row| row - start));
-            } else {
-                positions.extend(0..span.len as u32);
-            }
-            runs.push(positions.len() - from, adapter.as_ref());
-            AttentionSpan { queries: from..positions.len(), keys: span.start..span.start + span.len }
-        });
-        let spans = spans.collect();
-        let attention = AttentionPlan {
-            spans,
-            positions,
-            n_heads: self.config.n_heads,
-            n_kv_heads: self.config.n_kv_heads,
-            head_dim: self.config.head_dim(),
-            rope: Arc::clone(&self.rope),
-            pattern: self.config.variant.pattern,
-        };
-        Plan { attention: Arc::new(attention), runs }
-    }
-
-    fn check(&self, packed: &Packed) -> Result<(), ModelError> {
-        let (rows, limit) = (packed.rows(), self.config.max_sequence_length);
-        if let Some(span) = packed.spans.iter().find(|span| span.len > limit || span.len == 0) {
-            let len = span.len;
-            return Err(ModelError::Input(format!("a sequence of {len} positions; the model takes 1 to {limit}")));
-        }
-        if let Some(id) = packed.ids.iter().find(|&&id| id as usize >= self.config.embedding_size) {
-            let size = self.config.embedding_size;
-            return Err(ModelError::Input(format!("token id {id} is outside the vocabulary of {size}")));
-        }
-        if packed.adapters.len() != packed.spans.len() {
-            let (adapters, spans) = (packed.adapters.len(), packed.spans.len());
-            return Err(ModelError::Input(format!("{adapters} adapters for {spans} sequences; one each is needed")));
-        }
-        let ascending = packed.needed.windows(2).all(|w| w[0] < w[1]);
-        if !ascending || packed.needed.last().is_none_or(|&last| last as usize >= rows) {
-            return Err(ModelError::Input(format!("needed rows must ascend within the {rows} rows and not be empty")));
-        }
-        Ok(())
-    }
-}
-
-/// Which rows attend to which, and which are adapted how.
-#[derive(Debug)]
-struct Plan {
-    attention: Arc<AttentionPlan>,
-    runs: Runs,
-}
-
-/// The rows' way through the layers.
-#[derive(Debug)]
-struct Route {
-    /// All rows: every layer but the last.
-    full: Plan,
-    /// The needed rows only.
-    pruned: Plan,
-    /// Which these are.
-    needed: Tensor,
 }
 
 /// A block's share of a forward pass.
@@ -344,10 +286,13 @@ struct Pass<'a> {
     rest: &'a Plan,
     /// The rows that go on; `None` is all.
     needed: Option<&'a Tensor>,
+    /// The spans, when some see more than their own rows.
+    joined: Option<&'a Packed>,
 }
 
 impl Block {
-    fn forward(&self, x: &Tensor, pass: &Pass<'_>, eps: f64) -> Result<Tensor, ModelError> {
+    /// The block's output, and the keys and values that its rows saw.
+    fn forward(&self, x: &Tensor, pass: &Pass<'_>, eps: f64) -> Result<(Tensor, Tensor), ModelError> {
         let runs = &pass.rest.runs;
         let product = |linear: &Linear, runs: &Runs, x: &Tensor, product: Product| -> Result<Tensor, ModelError> {
             let y = linear.forward(x)?;
@@ -366,10 +311,13 @@ impl Block {
         if let Some(norm) = &self.qk_norm {
             (q, kv) = (norm.queries(&q, eps)?, norm.keys(&kv, eps)?);
         }
+        if let Some(spans) = pass.joined {
+            kv = timed(|t| &mut t.elementwise, || spans.join(&kv, pass.layer))?;
+        }
         let mixed = attention(&q, &kv, &pass.rest.attention)?;
         let x = add(&x, &product(&self.attn_out, runs, &mixed, Product::O)?)?;
         let inner = product(&self.gate_up, runs, &rms_norm(&x, &self.ff_norm, eps)?, Product::GateUp)?;
-        add(&x, &product(&self.ff_out, runs, &swiglu(&inner)?, Product::Down)?)
+        Ok((add(&x, &product(&self.ff_out, runs, &swiglu(&inner)?, Product::Down)?)?, kv))
     }
 }
 

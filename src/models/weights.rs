@@ -29,7 +29,7 @@ impl Weights {
     pub fn from_bytes(bytes: &[u8], config: &TransformerConfig, device: &Device) -> Result<Self, ModelError> {
         let file = SafeTensors::deserialize(bytes).map_err(|e| ModelError::Weights(e.to_string()))?;
         let views = file.tensors();
-        misfits(config, views.iter().map(|(name, view)| (name.as_str(), view.shape())))?;
+        misfits(config.tensors(), views.iter().map(|(name, view)| (name.as_str(), view.shape())))?;
         let mut tensors = HashMap::new();
         for (name, view) in views {
             let dtype = DType::try_from(view.dtype())?;
@@ -49,15 +49,15 @@ impl Weights {
     }
 }
 
-/// Compares the names and shapes that were `found` with those of `config`.
+/// Compares the names and shapes that were `found` with those that are `expected`.
 ///
 /// # Errors
 /// Names what is missing, unknown and mis-shaped, a few of each.
 pub(super) fn misfits<'a>(
-    config: &TransformerConfig,
+    expected: impl IntoIterator<Item = (String, Vec<usize>)>,
     found: impl Iterator<Item = (&'a str, &'a [usize])>,
 ) -> Result<(), ModelError> {
-    let mut expected: HashMap<String, Vec<usize>> = config.tensors().into_iter().collect();
+    let mut expected: HashMap<String, Vec<usize>> = expected.into_iter().collect();
     let (mut shapes, mut unknown) = (Vec::new(), Vec::new());
     for (name, shape) in found {
         match expected.remove(name) {

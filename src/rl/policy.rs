@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::RlError;
 use crate::diffusion::rng::Stream;
-use crate::models::lora::{Lora, Pair, Target, module};
+use crate::models::lora::{Lora, Pair, Target};
 use crate::models::optim::{OptimConfig, Optimizer, Parameter, Rule};
 use crate::models::transformer::TransformerConfig;
 use crate::models::transformer::by_layer::Found;
@@ -84,7 +84,7 @@ impl Policy {
     ) -> Result<Self, RlError> {
         let parameters = factors.iter().flat_map(|(&(layer, target), (a, b))| {
             let parameter = |side: &str, var: &Var| Parameter {
-                name: format!("{}.lora_{side}.weight", module(layer, target)),
+                name: format!("{}.lora_{side}.weight", target.module(config, layer)),
                 var: var.clone(),
                 rule: Rule::AdamW,
             };

@@ -9,7 +9,7 @@ use super::RlError;
 use super::logprob::{Guidance, Sample};
 use super::masks::{Role, Tail, roles};
 use crate::adapters::VersionId;
-use crate::engine::job::{FinishReason, ImageParams, Priority, Prompt, Task, TextParams};
+use crate::engine::job::{Fidelity, FinishReason, ImageParams, Priority, Prompt, Task, TextParams};
 use crate::engine::{Engine, EngineError, Event, Finished, Request};
 use crate::models::Model;
 use crate::store::{CompletionRow, Kind};
@@ -67,8 +67,10 @@ impl Asked {
         priority: Priority,
     ) -> Result<Vec<Finished>, EngineError> {
         let mut task = self.task.clone();
-        if let Task::Image(params) = &mut task {
-            params.preview_every = 0;
+        match &mut task {
+            Task::Image(params) => params.preview_every = 0,
+            // What is learned from is drawn from the policy itself, not from an approximation.
+            Task::Text(params) => params.fidelity = Fidelity::Exact,
         }
         let mut ticket = engine.submit(Request {
             prompt: self.prompt.clone(),

@@ -3,45 +3,44 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use candle_core::Device;
 use image::RgbImage;
 
 use super::scenes::{Codec, GRID};
 use super::{NAME, StarterLayout, code_ids, config, tokenizer};
 use crate::models::backbone::TransformerBackbone;
-use crate::models::nn::Precision;
 use crate::models::transformer::{Transformer, TransformerConfig, parameters};
 use crate::models::weights::Weights;
-use crate::models::{ImageCodec, ImageSpec, Model, ModelError, ModelSpec};
+use crate::models::{ImageCodec, ImageSpec, Model, ModelError, ModelSpec, Placement};
 
 /// The weights that ship with the program, bf16.
 static WEIGHTS: &[u8] = include_bytes!("model.safetensors");
 
-/// The built-in model on `device`.
+/// The built-in model, on a device.
 ///
 /// # Errors
 /// When the device has no room for it.
-pub fn load(device: &Device) -> Result<Model, ModelError> {
-    from_bytes(WEIGHTS, config(), device)
+pub fn load(to: impl Into<Placement>) -> Result<Model, ModelError> {
+    from_bytes(WEIGHTS, config(), to)
 }
 
 /// The weights that `lacuna pretrain` left in `dir`, in the place of the built-in ones.
 ///
 /// # Errors
 /// When the file cannot be read or does not fit.
-pub fn load_from(dir: &Path, device: &Device) -> Result<Model, ModelError> {
+pub fn load_from(dir: &Path, to: impl Into<Placement>) -> Result<Model, ModelError> {
     let path = dir.join("model.safetensors");
     let bytes = std::fs::read(&path).map_err(|e| ModelError::Weights(format!("{}: {e}", path.display())))?;
-    from_bytes(&bytes, config(), device)
+    from_bytes(&bytes, config(), to)
 }
 
 /// A model of the starter's family from weights in memory.
 ///
 /// # Errors
 /// When they do not fit `config`.
-pub fn from_bytes(bytes: &[u8], config: TransformerConfig, device: &Device) -> Result<Model, ModelError> {
-    let weights = Weights::from_bytes(bytes, &config, device)?;
-    let transformer = Transformer::new(config, Precision::Exact, |name| weights.get(name))?;
+pub fn from_bytes(bytes: &[u8], config: TransformerConfig, to: impl Into<Placement>) -> Result<Model, ModelError> {
+    let to = to.into();
+    let weights = Weights::from_bytes(bytes, &config, &to.device)?;
+    let transformer = Transformer::new(config, to.products(), |name| weights.get(name))?;
     assemble(transformer, weights.sha256)
 }
 
@@ -63,6 +62,7 @@ pub fn assemble(transformer: Transformer, sha256: String) -> Result<Model, Model
         text_ids,
         max_positions: config.max_sequence_length,
         block: None,
+        shifted: false,
         d_model: config.d_model,
         n_layers: config.n_layers,
         parameters: parameters(config),

@@ -98,6 +98,10 @@ metrics! {
     PPT = "lacuna_positions_per_token", Kind::Histogram(SIZES), Count, ["kind"];
     /// Rows evaluated.
     POSITIONS = "lacuna_positions_total", Kind::Counter, Count, [];
+    /// Positions whose keys and values came from a cache instead of being evaluated.
+    POSITIONS_CACHED = "lacuna_positions_cached_total", Kind::Counter, Count, [];
+    /// Bytes of keys and values kept for running canvases.
+    CACHE_BYTES = "lacuna_cache_bytes", Kind::Gauge, Bytes, [];
     /// Completions ended, by kind.
     COMPLETIONS = "lacuna_completions_total", Kind::Counter, Count, ["kind"];
     /// Requests that the engine dropped because their client had left.

@@ -9,6 +9,7 @@ use lacuna::adapters::peft::{self, PeftFiles};
 use lacuna::adapters::{self, Base};
 use lacuna::api::AppState;
 use lacuna::engine::Engine;
+use lacuna::models::Model;
 use lacuna::models::lora::{Lora, Pair, Target};
 use lacuna::rl::publish::Publisher;
 use lacuna::rl::reward::Rewards;
@@ -31,7 +32,11 @@ impl Server {
     }
 
     pub(super) async fn learning_with(change: impl FnOnce(&mut AppState)) -> Self {
-        let model = starter::model::load(&Device::Cpu).unwrap();
+        Self::learning_of(starter::model::load(&Device::Cpu).unwrap(), change).await
+    }
+
+    /// The same with another model.
+    pub(crate) async fn learning_of(model: Model, change: impl FnOnce(&mut AppState)) -> Self {
         Self::of(model, Arc::default(), 64, async |state, data| {
             state.trainer = Some(trainer(state, data).await);
             state.learning = Some(Promotion::Approve);
@@ -41,7 +46,7 @@ impl Server {
     }
 
     /// Sends an adapter.
-    pub(super) async fn import(&self, name: &str, files: &PeftFiles) -> Response {
+    pub(crate) async fn import(&self, name: &str, files: &PeftFiles) -> Response {
         let fields: [Field; 3] = [
             ("name", name.as_bytes()),
             ("adapter_config.json", &files.config),
@@ -86,8 +91,8 @@ pub(super) fn form(fields: &[Field<'_>]) -> Vec<u8> {
     body
 }
 
-/// The base that adapters of the built-in model fit.
-pub(super) fn base(engine: &Engine) -> Base {
+/// The base that adapters of the model fit.
+pub(crate) fn base(engine: &Engine) -> Base {
     let spec = engine.spec();
     Base {
         model: spec.name.clone(),

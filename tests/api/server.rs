@@ -20,44 +20,44 @@ use tokio::task::JoinHandle;
 
 use crate::properties::fake::{self, Gauge, Hash};
 
-pub(super) struct Server {
-    pub(super) address: String,
-    pub(super) client: Client,
+pub(crate) struct Server {
+    pub(crate) address: String,
+    pub(crate) client: Client,
     /// Holds and counts the model's forwards.
-    pub(super) gauge: Arc<Gauge>,
-    pub(super) app: App,
+    pub(crate) gauge: Arc<Gauge>,
+    pub(crate) app: App,
     stop: Option<oneshot::Sender<()>>,
     task: JoinHandle<std::io::Result<()>>,
     _data: TempDir,
 }
 
 /// An event of a stream: its name and data.
-pub(super) type Event = (String, Value);
+pub(crate) type Event = (String, Value);
 
 impl Server {
-    pub(super) async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         Self::with(|_| {}).await
     }
 
-    pub(super) async fn with(change: impl FnOnce(&mut AppState)) -> Self {
+    pub(crate) async fn with(change: impl FnOnce(&mut AppState)) -> Self {
         Self::with_queue(64, change).await
     }
 
-    pub(super) async fn with_queue(max_queue: usize, change: impl FnOnce(&mut AppState)) -> Self {
+    pub(crate) async fn with_queue(max_queue: usize, change: impl FnOnce(&mut AppState)) -> Self {
         let backbone = Hash::new();
         let gauge = Arc::clone(&backbone.gauge);
         Self::of(fake::model(backbone), gauge, max_queue, async |state, _| change(state)).await
     }
 
     /// A server of this model with an empty log; `change` also gets the folder of its data.
-    pub(super) async fn of(
+    pub(crate) async fn of(
         model: Model,
         gauge: Arc<Gauge>,
         max_queue: usize,
         change: impl AsyncFnOnce(&mut AppState, &Path),
     ) -> Self {
         let data = tempfile::tempdir().unwrap();
-        let limits = Limits { max_queue, max_rows: 4096, max_running: 16 };
+        let limits = Limits { max_queue, max_rows: 4096, max_running: 16, max_cache_bytes: 1 << 20 };
         let engine = Engine::start(model, limits).unwrap();
         let store = SqliteStore::open(data.path()).await.unwrap();
         let subjects = store.subject_key().clone();
@@ -74,24 +74,24 @@ impl Server {
         Self { address, client: Client::new(), gauge, app, stop: Some(stop), task, _data: data }
     }
 
-    pub(super) fn request(&self, method: Method, path: &str) -> RequestBuilder {
+    pub(crate) fn request(&self, method: Method, path: &str) -> RequestBuilder {
         self.client.request(method, format!("http://{}{path}", self.address))
     }
 
-    pub(super) async fn get(&self, path: &str) -> Response {
+    pub(crate) async fn get(&self, path: &str) -> Response {
         self.request(Method::GET, path).send().await.unwrap()
     }
 
-    pub(super) async fn delete(&self, path: &str) -> u16 {
+    pub(crate) async fn delete(&self, path: &str) -> u16 {
         self.request(Method::DELETE, path).send().await.unwrap().status().as_u16()
     }
 
-    pub(super) async fn post(&self, path: &str, body: &Value) -> Response {
+    pub(crate) async fn post(&self, path: &str, body: &Value) -> Response {
         self.request(Method::POST, path).json(body).send().await.unwrap()
     }
 
     /// The JSON of a request that succeeds.
-    pub(super) async fn ok(&self, path: &str, body: &Value) -> Value {
+    pub(crate) async fn ok(&self, path: &str, body: &Value) -> Value {
         let response = self.post(path, body).await;
         let status = response.status();
         let body: Value = response.json().await.unwrap();
@@ -100,32 +100,32 @@ impl Server {
     }
 
     /// A stored text completion.
-    pub(super) async fn completion(&self) -> String {
+    pub(crate) async fn completion(&self) -> String {
         let made =
             self.ok("/generate/text", &json!({"prompt": "a", "max_tokens": 4, "steps": 2, "block_length": 4})).await;
         made["completions"][0]["id"].as_str().unwrap().to_owned()
     }
 
     /// All events of a stream, to its end.
-    pub(super) async fn events(&self, path: &str, body: &Value) -> Vec<Event> {
+    pub(crate) async fn events(&self, path: &str, body: &Value) -> Vec<Event> {
         let response = self.post(path, body).await;
         assert_eq!(response.status(), 200);
         collect(response).await
     }
 
     /// Sends the signal to stop.
-    pub(super) fn stop(&mut self) {
+    pub(crate) fn stop(&mut self) {
         let _ = self.stop.take().unwrap().send(());
     }
 
     /// Waits until the server has ended.
-    pub(super) async fn ended(self) {
+    pub(crate) async fn ended(self) {
         tokio::time::timeout(Duration::from_secs(60), self.task).await.unwrap().unwrap().unwrap();
     }
 }
 
 /// All events of a streamed response, to its end.
-pub(super) async fn collect(response: Response) -> Vec<Event> {
+pub(crate) async fn collect(response: Response) -> Vec<Event> {
     let mut events = response.bytes_stream().eventsource();
     let mut all = Vec::new();
     while let Some(event) = events.next().await {
@@ -136,7 +136,7 @@ pub(super) async fn collect(response: Response) -> Vec<Event> {
 }
 
 /// Waits until something holds; fails after a minute.
-pub(super) async fn eventually(what: &str, mut holds: impl AsyncFnMut() -> bool) {
+pub(crate) async fn eventually(what: &str, mut holds: impl AsyncFnMut() -> bool) {
     let wait = async {
         while !holds().await {
             tokio::task::yield_now().await;
@@ -146,7 +146,7 @@ pub(super) async fn eventually(what: &str, mut holds: impl AsyncFnMut() -> bool)
 }
 
 /// The recorder of this process: there can only be one.
-pub(super) fn metrics() -> PrometheusHandle {
+pub(crate) fn metrics() -> PrometheusHandle {
     static HANDLE: OnceLock<PrometheusHandle> = OnceLock::new();
     HANDLE.get_or_init(|| lacuna::telemetry::init_metrics().unwrap()).clone()
 }

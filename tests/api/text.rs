@@ -1,5 +1,7 @@
 //! `POST /generate/text`, plain and streamed, and what the log has of it.
 
+use std::sync::Arc;
+
 use serde_json::{Value, json};
 
 use super::server::{Event, Server};
@@ -75,6 +77,18 @@ async fn every_way_to_give_a_prompt_works() {
         body.as_object_mut().unwrap().extend(small.as_object().unwrap().clone());
         assert!(server.ok("/generate/text", &body).await["completions"][0]["text"].is_string(), "{prompt}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_model_with_a_layout_of_its_own_reads_a_conversation_line_by_line() {
+    let server = Server::start().await;
+    let said = json!({"prompt": null, "messages": [
+        {"role": "system", "content": "ab"}, {"role": "user", "content": "c"}, {"role": "assistant", "content": "d"},
+    ]});
+    let (said, plain) = (body(said), body(json!({"prompt": "ab\nc\nd"})));
+    let (said, plain) = (server.ok("/generate/text", &said).await, server.ok("/generate/text", &plain).await);
+    assert_eq!(said["completions"][0]["text"], plain["completions"][0]["text"]);
+    assert_eq!(said["usage"], plain["usage"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -184,4 +198,40 @@ async fn without_stopping_at_eos_the_whole_canvas_comes_back() {
     assert!(
         canvases.iter().all(|ids| ids.len() == 16 && ids.iter().all(|id| id.as_u64().unwrap() <= u64::from(EOS + 3)))
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_approximation_is_asked_for_by_name_echoed_and_cheaper() {
+    let server = Server::of(crate::golden::model("llada"), Arc::default(), 64, async |_, _| ()).await;
+    let ask = |fidelity: &str| {
+        json!({"prompt_token_ids": [97, 98, 99], "max_tokens": 16, "steps": 16, "block_length": 8, "seed": 1,
+            "stop_at_eos": false, "fidelity": fidelity})
+    };
+    // A block's first step has all 19 positions, the seven others the suffix or the block.
+    for (fidelity, rows) in [("exact", 16 * 19), ("prefix", 19 + 7 * 16 + 19 + 7 * 8), ("dual", 2 * (19 + 7 * 8))] {
+        let reply = server.ok("/generate/text", &ask(fidelity)).await;
+        assert_eq!(reply["params"]["fidelity"], fidelity);
+        assert_eq!(reply["completions"][0]["positions_evaluated"], rows, "{fidelity}");
+        assert_eq!(reply["completions"][0]["steps"], 16);
+    }
+    let mut guided = ask("dual");
+    guided["guidance_scale"] = json!(1);
+    let response = server.post("/generate/text", &guided).await;
+    assert_eq!(response.status(), 400);
+    let problem: Value = response.json().await.unwrap();
+    assert_eq!(problem["field"], "fidelity");
+    assert!(problem["detail"].as_str().unwrap().contains("only exact is possible here"), "{problem}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_model_that_goes_by_blocks_has_its_own_defaults() {
+    let server = Server::of(crate::golden::model("sdar"), Arc::default(), 64, async |_, _| ()).await;
+    let ask = json!({"prompt_token_ids": [97, 98], "max_tokens": 10, "stop_at_eos": false, "return": ["token_ids"]});
+    let reply = server.ok("/generate/text", &ask).await;
+    let params = &reply["params"];
+    assert_eq!((&params["block_length"], &params["steps"]), (&json!(4), &json!(4)));
+    assert_eq!(params["sampler"], json!({"kind": "low_confidence_dynamic", "threshold": 0.85}));
+    // The official run with these settings (tests/golden/sdar).
+    let official = json!([258, 189, 189, 258, 251, 189, 32, 32, 105, 32]);
+    assert_eq!(reply["completions"][0]["token_ids"], official);
 }

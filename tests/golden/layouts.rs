@@ -46,6 +46,8 @@ fn a_question_about_an_image_is_laid_out_as_the_official_one() {
     let codes: Vec<u32> = official[2..2 + IMAGE].iter().map(|id| id - 300).collect();
     let question = &official[3 + IMAGE..];
     assert_eq!(model.layout.seen_prefix(&codes, question).unwrap(), official);
+    // The official question brings its beginning; one without gets it.
+    assert_eq!(model.layout.seen_prefix(&codes, &question[1..]).unwrap(), official);
     assert!(super::model("llada").layout.seen_prefix(&codes, question).is_none());
 }
 

@@ -8,21 +8,26 @@ use lacuna::models::Model;
 use lacuna::models::checkpoint::Checkpoint;
 use serde_json::Value;
 
+mod caches;
 mod folders;
 mod layouts;
+mod learning;
 mod logits;
 mod maskgrpo;
+mod pictures;
 mod refusals;
 mod replays;
 mod runs;
 mod samplers;
+mod sdar;
+mod served;
 mod text;
 mod vq;
 
 /// Every folder with a transformer.
-const FOLDERS: [&str; 5] = ["llada", "llada_gqa_tied", "dream", "sdar", "mmada"];
+pub(crate) const FOLDERS: [&str; 5] = ["llada", "llada_gqa_tied", "dream", "sdar", "mmada"];
 
-fn folder(name: &str) -> PathBuf {
+pub(crate) fn folder(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name)
 }
 
@@ -34,7 +39,7 @@ fn ids(value: &Value) -> Vec<u32> {
     value.as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect()
 }
 
-fn model(name: &str) -> Model {
+pub(crate) fn model(name: &str) -> Model {
     open(&folder(name)).unwrap_or_else(|e| panic!("{name}: {e}"))
 }
 

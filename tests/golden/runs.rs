@@ -1,26 +1,61 @@
 //! Every greedy run of LLaDA's sampler, identical in tokens and in the order of commits, alone and mixed. Other samplers:
-//! `samplers.rs`.
+//! `samplers.rs`; the same runs over HTTP: `served.rs`.
 
 use lacuna::diffusion::canvas::Canvas;
 use lacuna::diffusion::denoise::Denoiser;
 use lacuna::diffusion::frame::with_holes;
-use lacuna::diffusion::params::{Ends, TextParams, TextSampler};
-use lacuna::models::{Backbone, Model};
+use lacuna::diffusion::params::{Ends, Fidelity, TextParams, TextSampler};
+use lacuna::engine::job::Task;
+use lacuna::models::Model;
 use serde_json::Value;
 
 use super::{ids, json, model, unpadded};
 
-const FOLDERS: [&str; 2] = ["llada", "llada_gqa_tied"];
+pub(super) const FOLDERS: [&str; 2] = ["llada", "llada_gqa_tied"];
 
 /// A greedy run of the official code.
 pub(super) struct Run {
     pub(super) label: String,
-    pub(super) canvas: Canvas,
-    /// The prompt and what follows it; an image's codes.
+    /// Of a text everything before it, of an image the text before any layout.
+    pub(super) prompt: Vec<u32>,
+    pub(super) task: Task,
+    /// What was generated: ids, or codes.
     pub(super) output: Vec<u32>,
-    /// Positions committed by each step; empty where the folder does not say.
+    /// Positions of `output` committed by each step; empty where the folder does not say.
     pub(super) order: Vec<Vec<usize>>,
-    pub(super) prompt: usize,
+    /// Forwards, where the folder says.
+    pub(super) forwards: Option<u32>,
+    /// Positions that the forwards evaluated, where the folder says.
+    pub(super) rows: Option<u64>,
+}
+
+impl Run {
+    pub(super) fn canvas(&self, model: &Model, seed: u64) -> Canvas {
+        let spec = model.backbone.spec();
+        let canvas = match &self.task {
+            Task::Text(params) => Canvas::text(spec, with_holes(&self.prompt, spec.mask_id), None, params, seed),
+            Task::Image(params) => {
+                let frames = (model.layout.image_frame(&self.prompt), model.layout.image_frame(&[]));
+                Canvas::image(spec, frames.0, frames.1, params, seed)
+            }
+        };
+        canvas.unwrap()
+    }
+
+    pub(super) fn assert_official(&self, tokens: &[u32], commit_steps: &[i32], forwards: u32) {
+        assert_eq!(tokens, self.output, "{}", self.label);
+        for (position, &step) in commit_steps.iter().enumerate().filter(|_| !self.order.is_empty()) {
+            let at = self.order.iter().position(|s| s.contains(&position));
+            // What was given is committed by no step.
+            assert_eq!(at, usize::try_from(step).ok(), "{}: position {position}", self.label);
+        }
+        assert!(self.forwards.is_none_or(|official| official == forwards), "{}: {forwards} forwards", self.label);
+    }
+}
+
+/// Positions of what follows `prompt` ids, of the whole sequence's.
+pub(super) fn after(prompt: usize, positions: &Value) -> Vec<usize> {
+    ids(positions).iter().filter_map(|&p| (p as usize).checked_sub(prompt)).collect()
 }
 
 pub(super) fn params(params: &Value, length: &str) -> TextParams {
@@ -39,95 +74,92 @@ pub(super) fn params(params: &Value, length: &str) -> TextParams {
         },
         guidance_scale: params["cfg_scale"].as_f64().unwrap_or(0.0),
         stop_at_eos: false,
+        fidelity: Fidelity::Exact,
         stop: vec![],
     }
 }
 
 /// The runs of one case, one per sequence of its batch. Padding is left out.
-fn case(name: &str, model: &Model, case: &Value) -> Vec<Run> {
-    let spec = model.backbone.spec();
-    let run = |(row, prompt): (usize, &Value)| {
-        let (prompt, pads) = unpadded(&ids(prompt), &case["attention_mask"][row]);
-        let text = params(&case["params"], "gen_length");
+fn case(name: &str, case: &Value) -> Vec<Run> {
+    let run = |(row, padded): (usize, &Value)| {
+        let (prompt, pads) = unpadded(&ids(padded), &case["attention_mask"][row]);
+        let start = pads + prompt.len();
         let steps = case["unmasked_at_step"].as_array().unwrap().iter();
         Run {
             label: format!("{name}/{}/{row}", case["name"]),
-            canvas: Canvas::text(spec, with_holes(&prompt, spec.mask_id), None, &text, 0).unwrap(),
-            output: ids(&case["output"][row])[pads..].to_vec(),
-            order: steps.map(|s| ids(&s[row]).iter().map(|&p| p as usize - pads).collect()).collect(),
-            prompt: prompt.len(),
+            task: Task::Text(params(&case["params"], "gen_length")),
+            output: ids(&case["output"][row])[start..].to_vec(),
+            order: steps.map(|step| after(start, &step[row])).collect(),
+            prompt,
+            forwards: None,
+            rows: None,
         }
     };
     case["prompt"].as_array().unwrap().iter().enumerate().map(run).collect()
 }
 
-pub(super) fn runs(name: &str, model: &Model) -> Vec<Run> {
+pub(super) fn runs(name: &str) -> Vec<Run> {
     let golden = json(name, "golden.json");
-    golden["generate"].as_array().unwrap().iter().flat_map(|c| case(name, model, c)).collect()
+    golden["generate"].as_array().unwrap().iter().flat_map(|c| case(name, c)).collect()
 }
 
 /// Questions about an image (MMaDA), whose texts LLaDA's sampler writes.
-pub(super) fn understanding(model: &Model) -> Vec<Run> {
+pub(super) fn understanding() -> Vec<Run> {
     let golden = json("mmada", "golden.json");
     let prompt = ids(&golden["mmu"]["input_ids"][0]);
     let run = |(i, case): (usize, &Value)| Run {
         label: format!("mmada/mmu/{i}"),
-        canvas: {
-            let spec = model.backbone.spec();
-            let text = params(case, "max_new_tokens");
-            Canvas::text(spec, with_holes(&prompt, spec.mask_id), None, &text, 0).unwrap()
-        },
-        output: ids(&case["output"][0]),
+        prompt: prompt.clone(),
+        task: Task::Text(params(case, "max_new_tokens")),
+        output: ids(&case["output"][0])[prompt.len()..].to_vec(),
         order: vec![],
-        prompt: prompt.len(),
+        forwards: None,
+        rows: None,
     };
     golden["mmu"]["runs"].as_array().unwrap().iter().enumerate().map(run).collect()
 }
 
-fn assert_official(run: &Run) {
-    assert_eq!(run.canvas.tokens(), run.output[run.prompt..], "{}", run.label);
-    for (position, &step) in run.canvas.commit_steps().iter().enumerate().filter(|_| !run.order.is_empty()) {
-        let at = run.order.iter().position(|s| s.contains(&(run.prompt + position)));
-        // What was given is committed by no step.
-        assert_eq!(at, usize::try_from(step).ok(), "{}: position {position}", run.label);
-    }
+pub(super) fn assert_official(run: &Run, canvas: &Canvas) {
+    run.assert_official(&canvas.tokens(), canvas.commit_steps(), canvas.forwards());
 }
 
 /// Runs them alone, then again, joining one after another.
-pub(super) fn check(backbone: &dyn Backbone, runs: impl Fn() -> Vec<Run>) {
-    let mut denoiser = Denoiser::default();
-    let mut alone = runs();
-    for run in &mut alone {
-        while run.canvas.finish().is_none() {
-            denoiser.step(backbone, &mut [&mut run.canvas]).unwrap();
+pub(super) fn check(model: &Model, runs: &[Run]) {
+    let (mut denoiser, backbone) = (Denoiser::default(), &*model.backbone);
+    for run in runs {
+        let mut canvas = run.canvas(model, 0);
+        while canvas.finish().is_none() {
+            denoiser.step(backbone, &mut [&mut canvas]).unwrap();
         }
-        assert_official(run);
+        assert_official(run, &canvas);
+        let evaluated = canvas.positions_evaluated();
+        assert!(run.rows.is_none_or(|rows| rows == evaluated), "{}: {evaluated} positions", run.label);
     }
-    let mut mixed = runs();
+    let mut mixed: Vec<Canvas> = runs.iter().map(|run| run.canvas(model, 0)).collect();
     for tick in 0.. {
-        let joined = mixed.iter_mut().enumerate().filter(|(i, run)| i % 4 <= tick && run.canvas.finish().is_none());
-        let mut batch: Vec<&mut Canvas> = joined.map(|(_, run)| &mut run.canvas).collect();
+        let joined = mixed.iter_mut().enumerate().filter(|(i, canvas)| i % 4 <= tick && canvas.finish().is_none());
+        let mut batch: Vec<&mut Canvas> = joined.map(|(_, canvas)| canvas).collect();
         if batch.is_empty() {
             break;
         }
         denoiser.step(backbone, &mut batch).unwrap();
     }
-    mixed.iter().for_each(assert_official);
+    runs.iter().zip(&mixed).for_each(|(run, canvas)| assert_official(run, canvas));
 }
 
 #[test]
 fn greedy_runs_are_the_official_ones_alone_and_mixed() {
     for name in FOLDERS {
-        let model = model(name);
         // Eleven prompts, and two batches of two with left padding.
-        assert_eq!(runs(name, &model).len(), 15);
-        check(&*model.backbone, || runs(name, &model));
+        let runs = runs(name);
+        assert_eq!(runs.len(), 15);
+        check(&model(name), &runs);
     }
 }
 
 #[test]
 fn answers_about_an_image_are_the_official_ones() {
-    let model = model("mmada");
-    assert_eq!(understanding(&model).len(), 2);
-    check(&*model.backbone, || understanding(&model));
+    let runs = understanding();
+    assert_eq!(runs.len(), 2);
+    check(&model("mmada"), &runs);
 }

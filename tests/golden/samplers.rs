@@ -1,26 +1,23 @@
-//! Every greedy run of Dream's samplers, of Fast-dLLM without its caches, and of MMaDA's images: identical in tokens and in
+//! Every greedy run of Dream's samplers, of Fast-dLLM without its caches (with: `caches.rs`), and of MMaDA's images: identical in tokens and in
 //! the order of commits, alone and mixed with each other.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use candle_core::Tensor;
-use lacuna::diffusion::canvas::Canvas;
-use lacuna::diffusion::frame::with_holes;
-use lacuna::diffusion::params::{Ends, ImageParams, ImageSampler, Schedule, TextParams, TextSampler};
+use lacuna::diffusion::params::{Ends, Fidelity, ImageParams, ImageSampler, Schedule, TextParams, TextSampler};
+use lacuna::engine::job::Task;
+use lacuna::models::kept::Kept;
 use lacuna::models::{Backbone, Model, ModelError, ModelSpec, Packed};
 use serde_json::Value;
 
-use super::runs::{Run, check, understanding};
+use super::runs::{Run, after, check, understanding};
 use super::{ids, json, model, unpadded};
 
 const CELLS: usize = 16;
 
 fn list(value: &Value) -> &[Value] {
     value.as_array().unwrap()
-}
-
-fn positions(step: &Value) -> Vec<usize> {
-    ids(step).iter().map(|&p| p as usize).collect()
 }
 
 fn text(params: &Value, max_tokens: usize, block_length: usize, sampler: TextSampler) -> TextParams {
@@ -35,12 +32,12 @@ fn text(params: &Value, max_tokens: usize, block_length: usize, sampler: TextSam
         ends: Ends::default(),
         guidance_scale: 0.0,
         stop_at_eos: false,
+        fidelity: Fidelity::Exact,
         stop: vec![],
     }
 }
 
-fn dream(model: &Model) -> Vec<Run> {
-    let spec = model.backbone.spec();
+pub(super) fn dream() -> Vec<Run> {
     let run = |case: &Value| {
         let params = &case["params"];
         let eps = params["eps"].as_f64().unwrap();
@@ -52,23 +49,28 @@ fn dream(model: &Model) -> Vec<Run> {
         };
         let prompt = ids(&case["prompt"][0]);
         let length = case["max_new_tokens"].as_u64().unwrap() as usize;
-        let text = text(params, length, length, sampler);
         Run {
             label: format!("dream/{}", case["name"]),
-            canvas: Canvas::text(spec, with_holes(&prompt, spec.mask_id), None, &text, 0).unwrap(),
-            output: ids(&case["output"][0]),
-            order: list(&case["unmasked_at_step"]).iter().map(|step| positions(&step[0])).collect(),
-            prompt: prompt.len(),
+            task: Task::Text(text(params, length, length, sampler)),
+            output: ids(&case["output"][0])[prompt.len()..].to_vec(),
+            order: list(&case["unmasked_at_step"]).iter().map(|step| after(prompt.len(), &step[0])).collect(),
+            prompt,
+            forwards: None,
+            rows: None,
         }
     };
     list(&json("dream", "golden.json")["generate"]).iter().map(run).collect()
 }
 
-/// Runs of Fast-dLLM without caches, and how many forwards each took.
-fn fast_dllm(name: &str, model: &Model) -> (Vec<Run>, Vec<u32>) {
+/// Runs of Fast-dLLM on the model `name`, with a cache or without.
+pub(super) fn fast_dllm(name: &str, fidelity: Fidelity) -> Vec<Run> {
     let golden = json("llada_fastdllm", "golden.json");
-    let mine = |case: &&Value| case["model"] == name && case["fn"] == "generate";
-    let spec = model.backbone.spec();
+    let function = match fidelity {
+        Fidelity::Exact => "generate",
+        Fidelity::Prefix => "generate_with_prefix_cache",
+        Fidelity::Dual => "generate_with_dual_cache",
+    };
+    let mine = |case: &&Value| case["model"] == name && case["fn"] == function;
     let run = |case: &Value| {
         let params = &case["params"];
         let size = |field: &str| params[field].as_u64().unwrap() as usize;
@@ -77,30 +79,37 @@ fn fast_dllm(name: &str, model: &Model) -> (Vec<Run>, Vec<u32>) {
             None => TextSampler::LowConfidence,
         };
         let prompt = ids(&case["prompt"]);
-        let text = text(params, size("gen_length"), size("block_length"), sampler);
-        let run = Run {
+        Run {
             label: format!("{name}/{params}/{}", prompt.len()),
-            canvas: Canvas::text(spec, with_holes(&prompt, spec.mask_id), None, &text, 0).unwrap(),
-            output: ids(&case["output"]),
-            order: list(&case["order"]).iter().map(positions).collect(),
-            prompt: prompt.len(),
-        };
-        (run, case["nfe"].as_u64().unwrap() as u32)
+            task: Task::Text(TextParams {
+                fidelity,
+                ..text(params, size("gen_length"), size("block_length"), sampler)
+            }),
+            output: ids(&case["output"])[prompt.len()..].to_vec(),
+            order: list(&case["order"]).iter().map(|step| after(prompt.len(), step)).collect(),
+            prompt,
+            forwards: Some(case["nfe"].as_u64().unwrap() as u32),
+            rows: Some(list(&case["calls"]).iter().map(|call| call[0].as_u64().unwrap()).sum()),
+        }
     };
-    list(&golden["runs"]).iter().filter(mine).map(run).unzip()
+    list(&golden["runs"]).iter().filter(mine).map(run).collect()
 }
 
 /// A model that can never say the mask: the official runs were made so, or Fast-dLLM would wait forever for a position
 /// where the mask is the likeliest.
-struct Unmasked<'a>(&'a dyn Backbone);
+struct Unmasked(Arc<dyn Backbone>);
 
-impl Backbone for Unmasked<'_> {
+impl Backbone for Unmasked {
     fn spec(&self) -> &ModelSpec {
         self.0.spec()
     }
 
     fn forward(&self, packed: &Packed) -> Result<Tensor, ModelError> {
         self.0.forward(packed)
+    }
+
+    fn forward_keeping(&self, packed: &Packed) -> Result<(Tensor, Vec<Option<Arc<Kept>>>), ModelError> {
+        self.0.forward_keeping(packed)
     }
 
     fn logits(&self, hidden: &Tensor, vocab: Range<u32>) -> Result<Tensor, ModelError> {
@@ -110,14 +119,20 @@ impl Backbone for Unmasked<'_> {
     }
 }
 
-fn images(model: &Model) -> Vec<Run> {
+/// The model that the runs of Fast-dLLM were made with.
+pub(super) fn unmasked(name: &str) -> Model {
+    let model = model(name);
+    Model { backbone: Arc::new(Unmasked(Arc::clone(&model.backbone))), ..model }
+}
+
+pub(super) fn images(model: &Model) -> Vec<Run> {
     let golden = json("mmada", "golden.json");
     let spec = model.backbone.spec();
     let run = |case: &Value, row: usize| {
         let text = golden["prompt"]["texts"][row].as_str().unwrap();
-        let mut text = model.tokenizer.encode(text).unwrap();
+        let mut prompt = model.tokenizer.encode(text).unwrap();
         // The official code cuts a long prompt.
-        text.truncate(14);
+        prompt.truncate(14);
         let official = ids(&golden["prompt"]["inpaint_ids"][row]);
         let cells = &official[official.len() - CELLS - 1..official.len() - 1];
         let known = cells.iter().map(|&id| (id != spec.mask_id).then(|| id - 300)).collect();
@@ -133,13 +148,14 @@ fn images(model: &Model) -> Vec<Run> {
             initial_codes: if case["input"] == "inpaint" { known } else { vec![] },
             preview_every: 0,
         };
-        let frames = (model.layout.image_frame(&text), model.layout.image_frame(&[]));
         Run {
             label: format!("mmada/{}/{row}", case["name"]),
-            canvas: Canvas::image(spec, frames.0, frames.1, &params, 0).unwrap(),
             output: ids(&case["codes"][row]),
             order: image_order(case, row, &params.initial_codes),
-            prompt: 0,
+            task: Task::Image(params),
+            prompt,
+            forwards: None,
+            rows: None,
         }
     };
     list(&golden["t2i"]).iter().flat_map(|case| [run(case, 0), run(case, 1)]).collect()
@@ -165,37 +181,33 @@ fn image_order(case: &Value, row: usize, known: &[Option<u32>]) -> Vec<Vec<usize
 
 #[test]
 fn dreams_greedy_runs_are_the_official_ones() {
-    let model = model("dream");
-    assert_eq!(dream(&model).len(), 14);
-    check(&*model.backbone, || dream(&model));
+    let runs = dream();
+    assert_eq!(runs.len(), 14);
+    check(&model("dream"), &runs);
 }
 
 #[test]
 fn runs_of_fast_dllm_without_caches_are_the_official_ones() {
     for name in ["llada", "llada_gqa_tied"] {
-        let model = model(name);
-        let (mut runs, forwards) = fast_dllm(name, &model);
+        let runs = fast_dllm(name, Fidelity::Exact);
         assert_eq!(runs.len(), 8);
-        let backbone = Unmasked(&*model.backbone);
-        check(&backbone, || fast_dllm(name, &model).0);
-        for (run, expected) in runs.iter_mut().zip(forwards) {
-            lacuna::diffusion::denoise::complete(&backbone, std::slice::from_mut(&mut run.canvas), 1000).unwrap();
-            assert_eq!(run.canvas.forwards(), expected, "{}", run.label);
-        }
+        check(&unmasked(name), &runs);
     }
 }
 
 #[test]
 fn greedy_images_are_the_official_ones() {
     let model = model("mmada");
+    let mut runs = images(&model);
+    assert_eq!(runs.len(), 18);
     let prompt = &json("mmada", "golden.json")["prompt"];
     // What `images` builds is what the official code was given.
-    for (row, run) in images(&model).iter().take(2).enumerate() {
+    for (row, run) in runs.iter().take(2).enumerate() {
         let official = unpadded(&ids(&prompt["cond_ids"][row]), &prompt["cond_mask"][row]).0;
-        assert_eq!(run.canvas.prompt_ids(), &official[..official.len() - CELLS - 1], "{}", run.label);
+        assert_eq!(run.canvas(&model, 0).prompt_ids(), &official[..official.len() - CELLS - 1], "{}", run.label);
     }
-    assert_eq!(images(&model).len(), 18);
-    check(&*model.backbone, || images(&model));
+    check(&model, &runs);
     // Texts and images in one batch.
-    check(&*model.backbone, || images(&model).into_iter().chain(understanding(&model)).collect());
+    runs.extend(understanding());
+    check(&model, &runs);
 }

@@ -2,8 +2,10 @@
 
     check.py make FOLDER          writes a base model and an adapter of every kind, both with PEFT, to FOLDER/KIND
     check.py logits FOLDER...     loads each FOLDER/adapter with PEFT onto FOLDER/model.safetensors
+    check.py names FOLDER...      loads each FOLDER/adapter with PEFT onto modules called as in FOLDER/model.safetensors
 
-Both write the logits of FOLDER/ids.json to FOLDER/logits.json; tests/peft/mod.rs compares them with the server's.
+The first two write the logits of FOLDER/ids.json to FOLDER/logits.json; tests/peft/mod.rs compares them with the
+server's. The last is for checkpoints: a tensor of theirs is called as the official class calls the module that has it.
 """
 
 import json
@@ -111,15 +113,36 @@ def logits(folder, model):
     (folder / "logits.json").write_text(json.dumps([[[float(f"{x:.7g}") for x in r] for r in row] for row in rows]))
 
 
-def load(folder):
-    model = Llada(json.loads((folder / "config.json").read_text()))
-    model.load_state_dict(load_file(folder / "model.safetensors"))
-    before = model.model.transformer["blocks"][0].q_proj.weight.clone()
+def adapt(model, folder):
     model = PeftModel.from_pretrained(model, str(folder / "adapter"))
     # PEFT only warns of what it ignores or misses; here every tensor must have arrived, and no other be there.
     file, loaded = load_file(folder / "adapter" / "adapter_model.safetensors"), get_peft_model_state_dict(model)
     assert set(file) == set(loaded), set(file) ^ set(loaded)
     assert all(torch.equal(file[name].float(), loaded[name].float()) for name in file)
+    return model
+
+
+def names(folder):
+    model = nn.Module()
+    for name, tensor in load_file(folder / "model.safetensors").items():
+        path, kind = name.rsplit(".", 1)
+        if kind != "weight" or tensor.dim() != 2:
+            continue
+        *above, last = path.split(".")
+        parent = model
+        for part in above:
+            if not hasattr(parent, part):
+                parent.add_module(part, nn.Module())
+            parent = getattr(parent, part)
+        parent.add_module(last, nn.Linear(tensor.shape[1], tensor.shape[0], bias=False))
+    adapt(model, folder)
+
+
+def load(folder):
+    model = Llada(json.loads((folder / "config.json").read_text()))
+    model.load_state_dict(load_file(folder / "model.safetensors"))
+    before = model.model.transformer["blocks"][0].q_proj.weight.clone()
+    model = adapt(model, folder)
     base = model.base_model.model.model.transformer["blocks"][0].q_proj
     assert torch.equal(before, getattr(base, "base_layer", base).weight)
     return model
@@ -151,6 +174,9 @@ if __name__ == "__main__":
     if sys.argv[1] == "make":
         for kind in KINDS:
             make(folders[0] / kind, kind)
+    elif sys.argv[1] == "names":
+        for folder in folders:
+            names(folder)
     else:
         for folder in folders:
             logits(folder, load(folder))

@@ -12,15 +12,18 @@ use std::process::Command;
 use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
-use lacuna::adapters::peft::{self, CONFIG_FILE, MODEL_FILE};
+use lacuna::adapters::peft;
 use lacuna::adapters::{Base, Limits, PeftFiles};
 use lacuna::diffusion::rng::Stream;
 use lacuna::models::Packed;
+use lacuna::models::checkpoint::Checkpoint;
 use lacuna::models::lora::{Lora, Pair, Target};
 use lacuna::models::nn::Precision;
 use lacuna::models::transformer::{Transformer, TransformerConfig};
 use lacuna::models::weights::Weights;
 use tempfile::TempDir;
+
+use crate::golden;
 
 const TOLERANCE: f32 = 1e-4;
 const KINDS: [&str; 5] = ["plain", "rslora", "patterns", "layers", "bf16"];
@@ -98,10 +101,27 @@ fn write_ours(to: &Path) {
         fs::copy(fixture("plain").join(file), to.join(file)).unwrap();
     }
     let (_, base) = model(to);
-    let files = peft::write(&ours(&base), &base).unwrap();
-    fs::create_dir_all(to.join("adapter")).unwrap();
-    fs::write(to.join("adapter").join(MODEL_FILE), files.model).unwrap();
-    fs::write(to.join("adapter").join(CONFIG_FILE), files.config).unwrap();
+    write(&base, to);
+}
+
+/// Writes an adapter of `base` into a folder.
+fn write(base: &Base, to: &Path) {
+    peft::write(&ours(base), base).unwrap().write_to(&to.join("adapter")).unwrap();
+}
+
+/// The bases of the golden folders, with their folders.
+fn checkpoints() -> impl Iterator<Item = (Base, PathBuf)> {
+    golden::FOLDERS.into_iter().map(|name| {
+        let folder = golden::folder(name);
+        let checkpoint = Checkpoint::open(&folder, name).unwrap();
+        let base = Base {
+            model: name.into(),
+            sha256: "ab".repeat(32),
+            config: checkpoint.config().clone(),
+            device: Device::Cpu,
+        };
+        (base, folder)
+    })
 }
 
 #[test]
@@ -130,6 +150,39 @@ fn peft_loads_what_is_written_here() {
     }
 }
 
+/// A factor is called as the checkpoint calls the weight that it adapts, so PEFT finds the module in the official class.
+#[test]
+fn adapters_of_a_checkpoint_have_its_names() {
+    for (base, folder) in checkpoints() {
+        let weights = candle_core::safetensors::load(folder.join("model.safetensors"), &Device::Cpu).unwrap();
+        let files = peft::write(&ours(&base), &base).unwrap();
+        let factors = candle_core::safetensors::load_buffer(&files.model, &Device::Cpu).unwrap();
+        assert_eq!(factors.len(), 2 * (7 * base.config.n_layers - 1), "{}", base.model);
+        for (name, factor) in &factors {
+            let path = name.strip_prefix("base_model.model.").unwrap();
+            let (path, side) = path.strip_suffix(".weight").unwrap().rsplit_once('.').unwrap();
+            let weight = weights.get(&format!("{path}.weight")).unwrap_or_else(|| panic!("{}: {name}", base.model));
+            let (out, width) = weight.dims2().unwrap();
+            match side {
+                "lora_A" => assert_eq!(factor.dim(1).unwrap(), width, "{}: {name}", base.model),
+                "lora_B" => assert_eq!(factor.dim(0).unwrap(), out, "{}: {name}", base.model),
+                other => panic!("{other}"),
+            }
+        }
+        let lora = peft::read(&files, &base, &Limits::default()).unwrap();
+        assert_eq!(lora.pairs().len(), factors.len() / 2, "{}", base.model);
+    }
+}
+
+#[test]
+fn an_adapter_of_another_family_is_refused_with_the_names_that_fit() {
+    let base = |name: &str| checkpoints().find(|(base, _)| base.model == name).unwrap().0;
+    let (llada, dream) = (base("llada"), base("dream"));
+    let files = peft::write(&ours(&llada), &llada).unwrap();
+    let error = peft::read(&files, &dream, &Limits::default()).unwrap_err().to_string();
+    assert!(error.contains("model.layers.N.{self_attn.q_proj"), "{error}");
+}
+
 #[test]
 fn the_real_package_agrees_today() {
     let Some(python) = std::env::var_os("PEFT_PYTHON") else { return };
@@ -148,4 +201,11 @@ fn the_real_package_agrees_today() {
     write_ours(&ours);
     run(&[Path::new("logits"), &ours]);
     assert_same(&ours);
+    for (base, folder) in checkpoints() {
+        let to = folders.path().join(&base.model);
+        fs::create_dir_all(&to).unwrap();
+        fs::copy(folder.join("model.safetensors"), to.join("model.safetensors")).unwrap();
+        write(&base, &to);
+        run(&[Path::new("names"), &to]);
+    }
 }

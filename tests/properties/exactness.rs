@@ -1,20 +1,21 @@
 //! A canvas gets the same tokens alone, in any mix, joining at any tick, stopped and resumed between any two steps,
 //! with and without the savings, at any temperature.
 
+use lacuna::diffusion::cache::Caches;
 use lacuna::diffusion::denoise::complete;
 use lacuna::diffusion::frame::Slots;
-use lacuna::diffusion::params::{Ends, ImageParams, ImageSampler, Schedule, TextParams, TextSampler};
+use lacuna::diffusion::params::{Ends, Fidelity, ImageParams, ImageSampler, Schedule, TextParams, TextSampler};
 use lacuna::diffusion::rng::Stream;
 use lacuna::diffusion::{Canvas, Denoiser, Savings};
 use lacuna::models::Backbone;
 use proptest::prelude::*;
 
-use super::fake::{CODES, Hash, MASK, Tensors};
+use super::fake::{CODES, Hash, Tensors};
 
 const TEMPERATURES: [f64; 4] = [0.0, 0.0, 1.0, 0.7];
 const SCALES: [f64; 3] = [0.0, 0.0, 1.5];
 
-const SAMPLERS: [TextSampler; 10] = [
+const SAMPLERS: [TextSampler; 14] = [
     TextSampler::LowConfidence,
     TextSampler::LowConfidence,
     TextSampler::Random,
@@ -25,22 +26,29 @@ const SAMPLERS: [TextSampler; 10] = [
     TextSampler::TopkMargin { eps: 1e-3, alg_temp: 0.5 },
     TextSampler::Entropy { eps: 0.1, alg_temp: 0.0 },
     TextSampler::Entropy { eps: 1e-3, alg_temp: 1.0 },
+    TextSampler::LowConfidenceDynamic { threshold: 0.05 },
+    TextSampler::LowConfidenceStatic,
+    TextSampler::Sequential,
+    TextSampler::EntropyBounded { threshold: 6.0 },
 ];
 
 pub(super) fn text_params(s: &mut Stream) -> TextParams {
     let block_length = [2, 4, 8][s.below(3)];
     let blocks = 1 + s.below(3);
+    let sampler = SAMPLERS[s.below(SAMPLERS.len())];
+    let steps = 1 + s.below(6);
     TextParams {
         max_tokens: block_length * blocks,
-        steps: blocks * (1 + s.below(6)),
+        steps: if sampler.per_block() { steps.min(block_length) } else { blocks * steps },
         block_length,
         temperature: TEMPERATURES[s.below(4)],
         top_p: [1.0, 1.0, 0.9][s.below(3)],
         top_k: [0, 0, 5][s.below(3)],
-        sampler: SAMPLERS[s.below(SAMPLERS.len())],
+        sampler,
         ends: Ends { logits_eos_inf: s.chance(0.2), confidence_eos_eot_inf: false },
         guidance_scale: SCALES[s.below(3)],
         stop_at_eos: s.chance(0.5),
+        fidelity: Fidelity::Exact,
         stop: Vec::new(),
     }
 }
@@ -78,7 +86,10 @@ fn canvas(model: &dyn Backbone, s: &mut Stream) -> Canvas {
     match s.below(4) {
         0 => {
             let slots: Slots = (0..4 + s.below(12)).map(|_| slot(s, 0.5)).chain([None]).collect();
-            let params = TextParams { steps: 12 + s.below(4), ..text_params(s) };
+            let mut params = text_params(s);
+            if !params.sampler.per_block() {
+                params.steps = 12 + s.below(4);
+            }
             Canvas::template(spec, slots, &params, seed).unwrap()
         }
         1 | 2 => {
@@ -96,16 +107,17 @@ fn canvas(model: &dyn Backbone, s: &mut Stream) -> Canvas {
 }
 
 /// Everything that must not depend on the company: tokens, steps, the bits of the log-probabilities, forwards.
-type Result = (Vec<u32>, Vec<i32>, Vec<u32>, u32, String);
+pub(super) type Result = (Vec<u32>, Vec<i32>, Vec<u32>, u32, String);
 
-fn result(c: &Canvas) -> Result {
+pub(super) fn result(c: &Canvas) -> Result {
     let bits = c.logprobs().iter().map(|l| l.to_bits()).collect();
     (c.tokens(), c.commit_steps().to_vec(), bits, c.forwards(), format!("{:?}", c.finish()))
 }
 
-fn alone(model: &dyn Backbone, canvas: &Canvas) -> Canvas {
+/// The canvas when nobody is with it and nothing is saved.
+pub(super) fn alone(model: &dyn Backbone, canvas: &Canvas) -> Canvas {
     let mut denoiser = Denoiser::default();
-    denoiser.savings = Savings { share_first_step: false, memoise_unconditional: false };
+    denoiser.savings = Savings { share_first_step: false, memoise_unconditional: false, keep_finished_blocks: false };
     let mut canvas = canvas.clone();
     while canvas.finish().is_none() {
         let outcome = denoiser.step(model, &mut [&mut canvas]).unwrap().outcomes.remove(0).unwrap();
@@ -118,10 +130,21 @@ fn alone(model: &dyn Backbone, canvas: &Canvas) -> Canvas {
 fn mixed(model: &dyn Backbone, case: u64) {
     let mut s = Stream::new(0xE8AC7, case);
     let start: Vec<Canvas> = (0..1 + s.below(7)).map(|_| canvas(model, &mut s)).collect();
+    mix(model, &mut s, start, &format!("case {case}"));
+}
+
+/// The same for given canvases.
+pub(super) fn mix(model: &dyn Backbone, s: &mut Stream, start: Vec<Canvas>, case: &str) {
     let expected: Vec<Result> = start.iter().map(|c| result(&alone(model, c))).collect();
     let joins: Vec<usize> = start.iter().map(|_| s.below(6)).collect();
     let mut denoiser = Denoiser::default();
-    denoiser.savings = Savings { share_first_step: s.chance(0.7), memoise_unconditional: s.chance(0.7) };
+    denoiser.savings = Savings {
+        share_first_step: s.chance(0.7),
+        memoise_unconditional: s.chance(0.7),
+        keep_finished_blocks: s.chance(0.7),
+    };
+    let limit = [0, 20_000, 1 << 30][s.below(3)];
+    denoiser.caches = Caches::new(limit);
     denoiser.logits_cap = [1, 2_000, 20_000, 64 << 20][s.below(4)];
     let mut canvases = start;
     for tick in 0.. {
@@ -136,20 +159,22 @@ fn mixed(model: &dyn Backbone, case: u64) {
         }
         s.shuffle(&mut batch);
         denoiser.step(model, &mut batch).unwrap();
+        assert!(denoiser.caches.bytes() <= limit);
     }
     for (i, (canvas, expected)) in canvases.iter().zip(&expected).enumerate() {
-        assert_eq!(&result(canvas), expected, "case {case}, canvas {i}");
-        check(canvas);
+        assert_eq!(&result(canvas), expected, "{case}, canvas {i}");
+        check(canvas, model);
     }
 }
 
 /// What holds for every finished canvas.
-fn check(canvas: &Canvas) {
-    let banned = [MASK, 258, 259];
+fn check(canvas: &Canvas, model: &dyn Backbone) {
+    let banned = &model.spec().banned_ids;
+    let mask = model.spec().mask_id;
     let steps = canvas.steps() as i32;
     for ((token, &step), logprob) in canvas.tokens().iter().zip(canvas.commit_steps()).zip(canvas.logprobs()) {
         assert!(step < steps && (step >= 0) == (*logprob < 0.0), "step {step} of {steps}, {logprob}");
-        assert!(canvas.is_image() || step < 0 || !banned.contains(token));
+        assert!(canvas.is_image() || step < 0 || (!banned.contains(token) && *token != mask));
         assert!(!canvas.is_image() || (*token as usize) < CODES.len());
     }
 }
@@ -209,7 +234,7 @@ fn a_rushed_canvas_commits_everything_at_its_next_step() {
         let tick = denoiser.step(&model, &mut [&mut canvas]).unwrap();
         assert!(tick.outcomes[0].as_ref().unwrap().finish.is_some());
         assert!(canvas.partial().iter().all(Option::is_some));
-        check(&canvas);
+        check(&canvas, &model);
     }
 }
 
@@ -242,7 +267,7 @@ fn savings_save() {
         model.gauge.rows.load(std::sync::atomic::Ordering::SeqCst)
     };
     let (own, empty) = (3 + 16 + 1, 2 + 16 + 1);
-    let plain = Savings { share_first_step: false, memoise_unconditional: false };
+    let plain = Savings { share_first_step: false, memoise_unconditional: false, keep_finished_blocks: false };
     assert_eq!(rows(plain), 2 * 4 * (own + empty));
     assert_eq!(rows(Savings { share_first_step: true, ..plain }), 2 * (own + empty));
     assert_eq!(rows(Savings::default()), 2 * own + empty);
@@ -270,6 +295,7 @@ pub(super) fn quiet() -> TextParams {
         ends: Ends::default(),
         guidance_scale: 0.0,
         stop_at_eos: true,
+        fidelity: Fidelity::Exact,
         stop: Vec::new(),
     }
 }

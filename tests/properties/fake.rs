@@ -27,6 +27,7 @@ fn spec(d_model: usize) -> ModelSpec {
         banned_ids: vec![258, 259],
         max_positions: 200,
         block: None,
+        shifted: false,
         d_model,
         n_layers: 1,
         parameters: 0,

@@ -17,7 +17,7 @@ use super::exactness::{image_params, quiet, text_params, words};
 use super::fake::{CODES, EOS, Gauge, Hash, Tensors, model};
 
 fn limits() -> Limits {
-    Limits { max_queue: 64, max_rows: 150, max_running: 8 }
+    Limits { max_queue: 64, max_rows: 150, max_running: 8, max_cache_bytes: 1 << 20 }
 }
 
 fn engine(backbone: impl Backbone + 'static, limits: Limits) -> Engine {
@@ -184,14 +184,26 @@ fn follow(events: &[Event], n: u32) {
 async fn any_load_gives_the_tokens_of_each_alone_on_hashes() {
     for seed in 0..8 {
         let max_rows = [130, 150, 400][seed as usize % 3];
-        concurrent(Hash::new(), Limits { max_queue: 256, max_rows, max_running: 1 + seed as usize }, seed, 25).await;
+        concurrent(
+            Hash::new(),
+            Limits { max_queue: 256, max_rows, max_running: 1 + seed as usize, max_cache_bytes: 1 << 20 },
+            seed,
+            25,
+        )
+        .await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn any_load_gives_the_tokens_of_each_alone_on_tensors() {
     for seed in 100..104 {
-        concurrent(Tensors::new(), Limits { max_queue: 256, max_rows: 200, max_running: 5 }, seed, 20).await;
+        concurrent(
+            Tensors::new(),
+            Limits { max_queue: 256, max_rows: 200, max_running: 5, max_cache_bytes: 1 << 20 },
+            seed,
+            20,
+        )
+        .await;
     }
 }
 

@@ -7,18 +7,22 @@ use candle_core::{Device, Tensor};
 use lacuna::diffusion::canvas::Canvas;
 use lacuna::diffusion::denoise::{Denoiser, Savings, complete};
 use lacuna::diffusion::frame::given;
-use lacuna::diffusion::params::{Ends, ImageParams, ImageSampler, Schedule, TextParams, TextSampler};
+use lacuna::diffusion::params::{Ends, Fidelity, ImageParams, ImageSampler, Schedule, TextParams, TextSampler};
 use lacuna::diffusion::rng::Stream;
 use lacuna::models::Model;
 use lacuna::models::lora::{Lora, Pair, Target};
 use lacuna::starter::{model, scenes, words};
 
-pub(super) fn text(model: &Model, s: &mut Stream) -> Canvas {
+const FIDELITIES: [Fidelity; 3] = [Fidelity::Exact, Fidelity::Prefix, Fidelity::Dual];
+
+/// A text with one of these fidelities.
+pub(super) fn text(model: &Model, s: &mut Stream, fidelities: &[Fidelity]) -> Canvas {
     let problem = words::sample_mixed(s, words::Split::Train);
     let blocks = 1 + s.below(2);
     let max_tokens = 8 * blocks * (1 + s.below(2));
     let samplers =
         [TextSampler::LowConfidence, TextSampler::Random, TextSampler::Threshold { threshold: 0.5 + 0.4 * s.unit() }];
+    let guidance_scale = if s.chance(0.3) { 1.0 } else { 0.0 };
     let params = TextParams {
         max_tokens,
         steps: max_tokens / (1 + s.below(2)),
@@ -28,8 +32,9 @@ pub(super) fn text(model: &Model, s: &mut Stream) -> Canvas {
         top_k: 0,
         sampler: samplers[s.below(samplers.len())],
         ends: Ends::default(),
-        guidance_scale: if s.chance(0.3) { 1.0 } else { 0.0 },
+        guidance_scale,
         stop_at_eos: s.chance(0.7),
+        fidelity: if guidance_scale > 0.0 { Fidelity::Exact } else { fidelities[s.below(fidelities.len())] },
         stop: vec![],
     };
     let prefix = given(&model.layout.text_prefix(&model.tokenizer.encode(&problem.question).unwrap()));
@@ -84,7 +89,7 @@ fn any_mix_on_the_built_in_model_gives_the_tokens_of_each_alone() {
         let mut s = Stream::new(0x57A7, case);
         let start: Vec<Canvas> = (0..2 + s.below(6))
             .map(|_| {
-                let canvas = if s.chance(0.5) { text(&model, &mut s) } else { image(&model, &mut s) };
+                let canvas = if s.chance(0.5) { text(&model, &mut s, &FIDELITIES) } else { image(&model, &mut s) };
                 canvas.with_adapter(adapters[s.below(3)].clone())
             })
             .collect();
@@ -93,7 +98,8 @@ fn any_mix_on_the_built_in_model_gives_the_tokens_of_each_alone() {
             .map(|canvas| {
                 let mut canvas = canvas.clone();
                 let mut denoiser = Denoiser::default();
-                denoiser.savings = Savings { share_first_step: false, memoise_unconditional: false };
+                denoiser.savings =
+                    Savings { share_first_step: false, memoise_unconditional: false, keep_finished_blocks: false };
                 while canvas.finish().is_none() {
                     denoiser.step(backbone, &mut [&mut canvas]).unwrap();
                 }
@@ -147,6 +153,7 @@ fn quality_grows_with_the_time_to_a_deadline() {
         ends: Ends::default(),
         guidance_scale: 0.0,
         stop_at_eos: true,
+        fidelity: Fidelity::Exact,
         stop: vec![],
     };
     let problems: Vec<_> =

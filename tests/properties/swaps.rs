@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
 use lacuna::adapters::{Adapter, Routes, VersionId};
-use lacuna::diffusion::params::{Ends, ImageParams, ImageSampler, Schedule, TextParams, TextSampler};
+use lacuna::diffusion::params::{Ends, Fidelity, ImageParams, ImageSampler, Schedule, TextParams, TextSampler};
 use lacuna::diffusion::rng::Stream;
 use lacuna::engine::job::{Priority, Prompt, Task};
 use lacuna::engine::{Engine, Event, Finished, Limits, Request, Serving};
@@ -34,7 +34,7 @@ fn request(s: &mut Stream, adapter: Option<VersionId>, seed: u64) -> Request {
         let params = TextParams {
             max_tokens: 8,
             steps: 4,
-            block_length: 8,
+            block_length: 4,
             temperature: 1.0,
             top_p: 1.0,
             top_k: 0,
@@ -42,6 +42,7 @@ fn request(s: &mut Stream, adapter: Option<VersionId>, seed: u64) -> Request {
             ends: Ends::default(),
             guidance_scale: 0.0,
             stop_at_eos: true,
+            fidelity: [Fidelity::Exact, Fidelity::Prefix, Fidelity::Dual][s.below(3)],
             stop: vec![],
         };
         (words::sample_mixed(s, words::Split::Train).question, Task::Text(params))
@@ -99,7 +100,9 @@ fn bits(finished: &[Finished]) -> Vec<(Vec<u32>, Vec<i32>, Vec<u32>)> {
 async fn two_hundred_swaps_under_load_fail_and_mix_nothing() {
     let model = model::load(&Device::Cpu).unwrap();
     let versions: Vec<Arc<Adapter>> = (1..=3).map(|number| version(&model, number)).collect();
-    let engine = Engine::start(model, Limits { max_queue: 256, max_rows: 4096, max_running: 64 }).unwrap();
+    let engine =
+        Engine::start(model, Limits { max_queue: 256, max_rows: 4096, max_running: 64, max_cache_bytes: 1 << 20 })
+            .unwrap();
     let mut routes = Routes::default();
     let mut running = tokio::task::JoinSet::new();
     let mut results = Vec::new();
@@ -139,8 +142,10 @@ async fn two_hundred_swaps_under_load_fail_and_mix_nothing() {
 
 #[tokio::test]
 async fn a_version_that_is_not_loaded_is_refused_by_name() {
-    let engine =
-        Engine::start(model::load(&Device::Cpu).unwrap(), Limits { max_queue: 8, max_rows: 4096, max_running: 8 });
+    let engine = Engine::start(
+        model::load(&Device::Cpu).unwrap(),
+        Limits { max_queue: 8, max_rows: 4096, max_running: 8, max_cache_bytes: 1 << 20 },
+    );
     let engine = engine.unwrap();
     let asked = request(&mut Stream::new(1, 1), Some("main@9".parse().unwrap()), 1);
     let error = engine.submit(asked).err().unwrap().to_string();

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::json::Object;
 use super::{AdapterError, Base, CONFIG_FILE};
-use crate::models::lora::{Lora, Target, module};
+use crate::models::lora::{Lora, Target};
 
 /// Largest scale: beyond, f32 factors lose all meaning.
 const MAX_SCALE: f64 = 1e4;
@@ -102,13 +102,13 @@ impl Settings {
     }
 
     /// Refuses patterns and targets that name no module of the base: they were meant for another one.
-    pub(super) fn check_modules(&self, modules: &[String]) -> Result<(), AdapterError> {
+    pub(super) fn check_modules(&self, modules: &[String], base: &Base) -> Result<(), AdapterError> {
         let keys = self.ranks.keys().map(|key| ("rank_pattern", key));
         let keys = keys.chain(self.alphas.keys().map(|key| ("alpha_pattern", key)));
         let keys = keys.chain(self.targets.iter().flatten().map(|key| ("target_modules", key)));
         for (field, key) in keys {
             if !modules.iter().any(|module| ends(module, key)) {
-                let hint = format!("it names no module of the base that can be adapted; those are {}", adaptable());
+                let hint = format!("it names no module of the base that can be adapted; those are {}", adaptable(base));
                 return Err(unsupported(field, &json!(key), &hint));
             }
         }
@@ -131,10 +131,11 @@ impl Settings {
     }
 }
 
-/// The modules that can be adapted, for messages.
-pub(super) fn adaptable() -> String {
-    let names = Target::ALL.map(Target::module).join(", ");
-    format!("model.transformer.blocks.N.{{{names}}}")
+/// The modules of `base` that can be adapted, for messages.
+pub(super) fn adaptable(base: &Base) -> String {
+    let names = base.config.variant.names;
+    let parts = Target::ALL.map(|target| names.part(target.part())).join(", ");
+    format!("{}.N.{{{parts}}}", names.layers())
 }
 
 /// Whether `key` is `module` or an end of it, from a dot on: what PEFT's `target_modules` and patterns mean.
@@ -281,8 +282,8 @@ pub(super) fn write(lora: &Lora, base: &Base) -> Result<Vec<u8>, AdapterError> {
     let rank = lora.pairs().values().map(|pair| pair.a.dims()[0]).max().unwrap_or(1);
     let (mut ranks, mut alphas, mut targets) = (serde_json::Map::new(), serde_json::Map::new(), Vec::new());
     for ((layer, target), pair) in lora.pairs() {
-        // Whole paths: `ff_out` alone would name the head as well.
-        let path = module(*layer, *target);
+        // Whole paths: LLaDA's `ff_out` alone would name the head as well.
+        let path = target.module(&base.config, *layer);
         let own = pair.a.dims()[0];
         if own != rank {
             ranks.insert(path.clone(), json!(own));

@@ -11,7 +11,7 @@ use serde_json::Value;
 use super::config::{Settings, adaptable};
 use super::json::Object;
 use super::{AdapterError, Base, Limits, MODEL_FILE, same_base, within};
-use crate::models::lora::{Lora, Pair, Target, module};
+use crate::models::lora::{Lora, Pair, Target};
 
 const PREFIX: &str = "base_model.model.";
 /// Key of the header's metadata that names the base.
@@ -27,21 +27,25 @@ pub(super) fn read(bytes: &[u8], settings: &Settings, base: &Base, limits: &Limi
     check_header(bytes, base, limits)?;
     let file = SafeTensors::deserialize(bytes).map_err(|e| malformed(e.to_string()))?;
     let places = places(base);
-    settings.check_modules(&places.keys().cloned().collect::<Vec<_>>())?;
+    settings.check_modules(&places.keys().cloned().collect::<Vec<_>>(), base)?;
     let mut halves: BTreeMap<Place, [Option<Half>; 2]> = BTreeMap::new();
     for (name, view) in file.iter() {
-        let (path, half) = parse(name).ok_or_else(|| unknown(name))?;
-        let place = *places.get(path).ok_or_else(|| unknown(name))?;
+        let (path, half) = parse(name).ok_or_else(|| unknown(name, base))?;
+        let place = *places.get(path).ok_or_else(|| unknown(name, base))?;
         let read = Half::read(name, &view, &shape(place, half, path, settings, base, limits)?, base)?;
         halves.entry(place).or_default()[half as usize] = Some(read);
     }
     check_targets(settings, &places, &halves)?;
     let mut pairs = BTreeMap::new();
     for (place, pair) in halves {
-        pairs.insert(place, join(place, pair, settings, limits)?);
+        let path = place.1.module(&base.config, place.0);
+        pairs.insert(place, join(path, pair, settings, limits)?);
     }
     if pairs.is_empty() {
-        return Err(malformed(format!("holds no tensors; expected {PREFIX}{}.lora_A.weight and lora_B", adaptable())));
+        return Err(malformed(format!(
+            "holds no tensors; expected {PREFIX}{}.lora_A.weight and lora_B",
+            adaptable(base)
+        )));
     }
     Ok(Lora::new(&base.config, settings.scale(), pairs)?)
 }
@@ -51,7 +55,7 @@ pub(super) fn read(bytes: &[u8], settings: &Settings, base: &Base, limits: &Limi
 pub(super) fn write(lora: &Lora, base: &Base) -> Result<Vec<u8>, AdapterError> {
     let mut tensors: BTreeMap<String, Tensor> = BTreeMap::new();
     for ((layer, target), pair) in lora.pairs() {
-        let path = module(*layer, *target);
+        let path = target.module(&base.config, *layer);
         for (half, tensor) in [("A", &pair.a), ("B", &pair.b)] {
             let tensor = tensor.detach().to_dtype(DType::F32)?.contiguous()?;
             tensors.insert(format!("{PREFIX}{path}.lora_{half}.weight"), tensor);
@@ -96,7 +100,7 @@ fn parse(name: &str) -> Option<(&str, Factor)> {
 /// Every module that can be adapted, by path.
 fn places(base: &Base) -> BTreeMap<String, Place> {
     let layers = 0..base.config.n_layers;
-    layers.flat_map(|layer| Target::ALL.map(|target| (module(layer, target), (layer, target)))).collect()
+    layers.flat_map(|layer| Target::ALL.map(|target| (target.module(&base.config, layer), (layer, target)))).collect()
 }
 
 /// The shape that a factor must have.
@@ -153,13 +157,7 @@ impl Half {
 }
 
 /// The pair of a module. A scale of its own is folded into B.
-fn join(
-    (layer, target): Place,
-    pair: [Option<Half>; 2],
-    settings: &Settings,
-    limits: &Limits,
-) -> Result<Pair, AdapterError> {
-    let path = module(layer, target);
+fn join(path: String, pair: [Option<Half>; 2], settings: &Settings, limits: &Limits) -> Result<Pair, AdapterError> {
     let missing = |half: &str| AdapterError::Tensor {
         tensor: format!("{PREFIX}{path}.lora_{half}.weight"),
         reason: "is missing; both factors of a module are needed".to_owned(),
@@ -197,9 +195,9 @@ fn check_targets(
     Ok(())
 }
 
-fn unknown(name: &str) -> AdapterError {
+fn unknown(name: &str, base: &Base) -> AdapterError {
     let reason =
-        format!("is no factor of a module of the base; those are {PREFIX}{}.lora_A.weight and lora_B", adaptable());
+        format!("is no factor of a module of the base; those are {PREFIX}{}.lora_A.weight and lora_B", adaptable(base));
     AdapterError::Tensor { tensor: short(name), reason }
 }
 

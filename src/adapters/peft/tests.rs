@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use super::*;
-use crate::models::lora::{Pair, Target, module};
+use crate::models::lora::{Pair, Target};
 use crate::models::shape::{TransformerConfig, Variant};
 
 pub(crate) fn base() -> Base {
@@ -283,7 +283,7 @@ fn tensors_must_be_exactly_those_of_the_base() {
     });
     assert!(unnamed.contains("blocks.1.q_proj") && unnamed.contains("target_modules"), "{unnamed}");
     let absent = config_refusal(|c| drop(c.insert("target_modules".into(), json!(["q_proj", "k_proj", "ff_out"]))));
-    assert!(absent.contains("missing") && absent.contains(&module(0, Target::K)), "{absent}");
+    assert!(absent.contains("missing") && absent.contains(&Target::K.module(&base().config, 0)), "{absent}");
 }
 
 #[test]

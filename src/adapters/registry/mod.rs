@@ -197,6 +197,7 @@ impl Registry {
         let mut targets: Vec<_> = lora.pairs().keys().map(|(_, target)| *target).collect();
         targets.sort_unstable();
         targets.dedup();
+        let names = self.base.config.variant.names;
         let size = |pair: &crate::models::lora::Pair| (pair.a.elem_count() + pair.b.elem_count()) as u64;
         Manifest {
             id,
@@ -207,7 +208,7 @@ impl Registry {
                 .into(),
             rank,
             alpha: lora.scale() * rank as f64,
-            targets: targets.iter().map(|target| target.module().to_owned()).collect(),
+            targets: targets.iter().map(|target| names.part(target.part()).to_owned()).collect(),
             parameters: lora.pairs().values().map(size).sum(),
             provenance,
             build: env!("CARGO_PKG_VERSION").to_owned(),

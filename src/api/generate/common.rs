@@ -28,15 +28,26 @@ pub(in crate::api) struct Served {
     pub vocab_size: usize,
     /// Longest sequence.
     pub max_positions: usize,
+    /// Length of the blocks that the model goes by.
+    pub block: Option<usize>,
     /// Grid and codebook size, when the model draws.
     pub image: Option<((usize, usize), u32)>,
+    /// Its texts may be about a picture.
+    pub looks: bool,
 }
 
 impl Served {
     pub(in crate::api) fn of(engine: &Engine) -> Self {
         let spec = engine.spec();
-        let image = spec.image.as_ref().map(|image| (image.grid, image.codes.end - image.codes.start));
-        Self { adapters: engine.serving(), vocab_size: spec.vocab_size, max_positions: spec.max_positions, image }
+        let drawn = spec.image.as_ref().filter(|_| engine.draws());
+        Self {
+            adapters: engine.serving(),
+            vocab_size: spec.vocab_size,
+            max_positions: spec.max_positions,
+            block: spec.block,
+            image: drawn.map(|image| (image.grid, image.codes.end - image.codes.start)),
+            looks: engine.looks(),
+        }
     }
 }
 
@@ -101,7 +112,6 @@ pub(super) struct Common {
     pub n: Option<u64>,
     pub seed: Option<u64>,
     pub negative_prompt: Option<String>,
-    pub fidelity: Option<String>,
     pub adapter: Option<String>,
     pub priority: Option<Priority>,
     pub deadline_ms: Option<u64>,
@@ -122,7 +132,6 @@ impl Common {
     ) -> Result<(Request, Log), ApiError> {
         let n = check::integer("n", self.n.unwrap_or(1), 1, u64::from(limits.max_n), &check::flag("max_n"))? as u32;
         let adapter = self.adapter.map(|id| adapter(&id, served)).transpose()?;
-        check::choice("fidelity", self.fidelity.as_deref().unwrap_or("exact"), &[("exact", ())])?;
         if let Some(text) = &self.negative_prompt {
             check::chars("negative_prompt", text, limits.max_prompt_chars, &check::flag("max_prompt_chars"))?;
         }
@@ -135,7 +144,7 @@ impl Common {
         let priority = self.priority.unwrap_or_default();
         let mut params = settings(&task)?;
         params.insert("n".to_owned(), n.into());
-        params.insert("fidelity".to_owned(), "exact".into());
+        params.entry("fidelity").or_insert_with(|| "exact".into());
         if let Some(text) = &self.negative_prompt {
             params.insert("negative_prompt".to_owned(), text.as_str().into());
         }
@@ -277,7 +286,8 @@ pub(super) mod tests {
 
     /// A model of 100 ids with an 8×8 grid and 16 codes.
     pub(in crate::api::generate) fn served() -> Served {
-        Served { adapters: Arc::default(), vocab_size: 100, max_positions: 200, image: Some(((8, 8), 16)) }
+        let image = Some(((8, 8), 16));
+        Served { adapters: Arc::default(), vocab_size: 100, max_positions: 200, block: None, image, looks: true }
     }
 
     #[test]

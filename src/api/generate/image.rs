@@ -14,6 +14,7 @@ use super::picture::PictureFormat;
 use super::reply::ImageReply;
 use super::run;
 use super::sampler::{self, SamplerSpec};
+use super::upload;
 use crate::api::defaults::ImageDefaults;
 use crate::api::error::{ApiError, Problem};
 use crate::api::extract::Json;
@@ -51,6 +52,11 @@ pub(crate) struct ImageRequest {
     pub seed: Option<u64>,
     /// Known codes, row by row, null where to draw.
     pub initial_codes: Option<Vec<Option<u32>>>,
+    /// A picture to draw a part of anew: a PNG, JPEG or WebP file in base64, at most 4096×4096 pixels, of the grid's
+    /// proportions. With `mask`, instead of `initial_codes`.
+    pub image: Option<String>,
+    /// Which part: a picture of the same size, white where to draw. Every token with a white pixel is drawn anew.
+    pub mask: Option<String>,
     /// Rows and columns of the token grid.
     pub grid: Option<[u64; 2]>,
     /// Encoding of the pictures.
@@ -107,21 +113,45 @@ pub(crate) enum ImagePart {
 pub(in crate::api) async fn generate_image(
     State(app): State<App>,
     headers: HeaderMap,
-    Json { value, .. }: Json<ImageRequest>,
+    Json { mut value, .. }: Json<ImageRequest>,
 ) -> Result<Response, ApiError> {
     let bytes = PictureFormat::accepted(&headers);
-    let plan = value.plan(&Served::of(&app.engine), &app.limits, &app.defaults.image)?;
+    let painted = value.painted()?;
+    let mut plan = value.plan(&Served::of(&app.engine), &app.limits, &app.defaults.image)?;
+    // Reading pictures costs the most, so everything else is checked first.
+    if let (Some((image, mask)), Task::Image(params)) = (painted, &mut plan.request.task) {
+        params.initial_codes = upload::kept(&app, image, mask, params.grid).await?;
+    }
     run::respond(app, plan, bytes).await
 }
 
 impl ImageRequest {
-    /// Checks every field; pure.
+    /// The picture to draw a part of anew, and its mask.
+    fn painted(&mut self) -> Result<Option<(String, String)>, ApiError> {
+        let missing = |field: &str, other: &str| {
+            let message = format!("is missing: {other} alone does not say what to draw");
+            Err(ApiError::invalid(field, message, "send image and mask together"))
+        };
+        match (self.image.take(), self.mask.take()) {
+            (None, None) => Ok(None),
+            (Some(_), None) => missing("mask", "image"),
+            (None, Some(_)) => missing("image", "mask"),
+            (Some(_), Some(_)) if self.initial_codes.is_some() => {
+                let message = "cannot be sent together with image and mask";
+                Err(ApiError::invalid("initial_codes", message, "send either the codes or the picture"))
+            }
+            (Some(image), Some(mask)) => Ok(Some((image, mask))),
+        }
+    }
+
+    /// Checks every other field; pure.
     pub(in crate::api) fn plan(
         mut self,
         served: &Served,
         limits: &ApiLimits,
         defaults: &ImageDefaults,
     ) -> Result<Plan, ApiError> {
+        check::choice("fidelity", self.fidelity.as_deref().unwrap_or("exact"), &[("exact", ())])?;
         let (prompt, text) = self.take_prompt(served, limits)?;
         let params = self.params(served, limits, defaults)?;
         let parts = self.returns.unwrap_or_default();
@@ -135,7 +165,6 @@ impl ImageRequest {
             n: self.n,
             seed: self.seed,
             negative_prompt: self.negative_prompt,
-            fidelity: self.fidelity,
             adapter: self.adapter,
             priority: self.priority,
             deadline_ms: self.deadline_ms,
@@ -194,7 +223,12 @@ impl ImageRequest {
     }
 }
 
-fn grid(asked: Option<[u64; 2]>, default: (usize, usize), limits: &ApiLimits) -> Result<(usize, usize), ApiError> {
+/// Rows and columns of a grid, within bounds.
+pub(super) fn grid(
+    asked: Option<[u64; 2]>,
+    default: (usize, usize),
+    limits: &ApiLimits,
+) -> Result<(usize, usize), ApiError> {
     let Some([rows, columns]) = asked else {
         return Ok(default);
     };

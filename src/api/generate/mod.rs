@@ -1,7 +1,7 @@
 //! `POST /generate/text` and `/generate/image`.
 //!
 //! `text` and `image` check a body and turn it into a plan (`common`), pure; `run` takes the plan through the engine
-//! and the log; `reply` and `stream` are what comes back.
+//! and the log; `upload` reads pictures that come with a request; `reply` and `stream` are what comes back.
 
 pub(super) mod check;
 pub(super) mod common;
@@ -13,3 +13,4 @@ mod sampler;
 pub(super) mod stream;
 pub(super) mod template;
 pub(super) mod text;
+mod upload;

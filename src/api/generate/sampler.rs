@@ -13,10 +13,12 @@ use crate::engine::job::{Ends, ImageSampler, TextSampler};
 #[derive(Debug, Default, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct SamplerSpec {
-    /// Text: `low_confidence`, `random` (LLaDA), `threshold`, `factor` (Fast-dLLM), `origin`, `maskgit_plus`,
-    /// `topk_margin`, `entropy` (Dream). Image: `maskgit`, `maskgit_compat` (MMaDA's rules to the letter), `emerge`.
+    /// Text: `low_confidence`, `random` (LLaDA), `threshold`, `factor` (Fast-dLLM), `low_confidence_dynamic`,
+    /// `low_confidence_static`, `sequential`, `entropy_bounded` (SDAR), `origin`, `maskgit_plus`, `topk_margin`, `entropy`
+    /// (Dream). Image: `maskgit`, `maskgit_compat` (MMaDA's rules to the letter), `emerge`.
     pub kind: String,
-    /// For `threshold`: positions at least this confident commit.
+    /// For `threshold`: positions at least this confident commit. For `low_confidence_dynamic`: those above it. For
+    /// `entropy_bounded`: the sum of entropies, in nats, that commits at a step.
     pub threshold: Option<f64>,
     /// For `factor`: the r-th most confident position commits from a confidence of 1 − factor/(r + 1) on.
     pub factor: Option<f64>,
@@ -31,11 +33,15 @@ pub(crate) struct SamplerSpec {
 }
 
 /// Samplers of text and the options that each takes.
-const TEXT: [(&str, &[&str]); 8] = [
+const TEXT: [(&str, &[&str]); 12] = [
     ("low_confidence", &["logits_eos_inf", "confidence_eos_eot_inf"]),
     ("random", &["logits_eos_inf"]),
     ("threshold", &["threshold", "logits_eos_inf", "confidence_eos_eot_inf"]),
     ("factor", &["factor", "logits_eos_inf", "confidence_eos_eot_inf"]),
+    ("low_confidence_dynamic", &["threshold", "logits_eos_inf"]),
+    ("low_confidence_static", &["logits_eos_inf"]),
+    ("sequential", &["logits_eos_inf"]),
+    ("entropy_bounded", &["threshold", "logits_eos_inf"]),
     ("origin", &["eps", "logits_eos_inf"]),
     ("maskgit_plus", &["eps", "alg_temp", "logits_eos_inf"]),
     ("topk_margin", &["eps", "alg_temp", "logits_eos_inf"]),
@@ -67,12 +73,21 @@ impl SamplerSpec {
     }
 }
 
-/// The sampler of a text and what it makes of end ids.
-pub(super) fn text(spec: Option<&SamplerSpec>, defaults: &TextDefaults) -> Result<(TextSampler, Ends), ApiError> {
+/// The sampler of a text and what it makes of end ids. Models that go by blocks have their own default.
+pub(super) fn text(
+    spec: Option<&SamplerSpec>,
+    by_blocks: bool,
+    defaults: &TextDefaults,
+) -> Result<(TextSampler, Ends), ApiError> {
     let Some(spec) = spec else {
-        return Ok((TextSampler::LowConfidence, Ends::default()));
+        let threshold = defaults.dynamic_threshold;
+        let sampler =
+            if by_blocks { TextSampler::LowConfidenceDynamic { threshold } } else { TextSampler::LowConfidence };
+        return Ok((sampler, Ends::default()));
     };
     let threshold = spec.threshold.unwrap_or(defaults.threshold);
+    let dynamic = spec.threshold.unwrap_or(defaults.dynamic_threshold);
+    let entropy = spec.threshold.unwrap_or(defaults.entropy_threshold);
     let factor = spec.factor.unwrap_or(defaults.factor);
     let eps = spec.eps.unwrap_or(defaults.eps);
     let alg_temp = spec.alg_temp.unwrap_or(0.0);
@@ -81,6 +96,10 @@ pub(super) fn text(spec: Option<&SamplerSpec>, defaults: &TextDefaults) -> Resul
         ("random", TextSampler::Random),
         ("threshold", TextSampler::Threshold { threshold }),
         ("factor", TextSampler::Factor { factor }),
+        ("low_confidence_dynamic", TextSampler::LowConfidenceDynamic { threshold: dynamic }),
+        ("low_confidence_static", TextSampler::LowConfidenceStatic),
+        ("sequential", TextSampler::Sequential),
+        ("entropy_bounded", TextSampler::EntropyBounded { threshold: entropy }),
         ("origin", TextSampler::Origin { eps }),
         ("maskgit_plus", TextSampler::MaskgitPlus { eps, alg_temp }),
         ("topk_margin", TextSampler::TopkMargin { eps, alg_temp }),
@@ -88,7 +107,12 @@ pub(super) fn text(spec: Option<&SamplerSpec>, defaults: &TextDefaults) -> Resul
     ];
     let sampler = check::choice("sampler.kind", &spec.kind, &kinds)?;
     spec.takes_only(&TEXT)?;
-    check::probability("sampler.threshold", threshold)?;
+    match sampler {
+        TextSampler::EntropyBounded { threshold } => {
+            check::number("sampler.threshold", threshold, 0.0, fixed::ENTROPY)?;
+        }
+        _ => drop(check::probability("sampler.threshold", threshold)?),
+    }
     check::number("sampler.factor", factor, 0.0, fixed::FACTOR)?;
     check::between_0_and_1("sampler.eps", eps)?;
     check::number("sampler.alg_temp", alg_temp, 0.0, fixed::TEMPERATURE)?;

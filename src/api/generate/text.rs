@@ -14,12 +14,13 @@ use super::reply::TextReply;
 use super::run;
 use super::sampler::{self, SamplerSpec};
 use super::template::Template;
+use super::{image, upload};
 use crate::api::defaults::TextDefaults;
 use crate::api::error::{ApiError, Problem};
 use crate::api::extract::Json;
 use crate::api::limits::{ApiLimits, fixed};
 use crate::api::state::App;
-use crate::engine::job::{Prompt, Task, TextParams};
+use crate::engine::job::{self, Fidelity, Prompt, Task, TextParams};
 
 /// A text request. Exactly one of `prompt`, `messages`, `template`, `prompt_token_ids`.
 #[derive(Debug, Deserialize, ToSchema)]
@@ -28,19 +29,25 @@ use crate::engine::job::{Prompt, Task, TextParams};
 pub(crate) struct TextRequest {
     /// Text to continue.
     pub prompt: Option<String>,
-    /// A conversation; contents are joined by line breaks.
+    /// A conversation to answer, laid out by the model's chat template; the built-in model reads the contents line by line.
     pub messages: Option<Vec<Message>>,
     /// Text with holes to fill.
     pub template: Option<Template>,
     /// Raw ids, used as they are.
     pub prompt_token_ids: Option<Vec<u32>>,
+    /// A picture that the text is about: a PNG, JPEG or WebP file in base64, at most 4096×4096 pixels. For models that look
+    /// at pictures; not with `template`.
+    pub image: Option<String>,
+    /// Rows and columns of the tokens that `image` is read as. Absent: the grid that the model draws.
+    pub grid: Option<[u64; 2]>,
     /// Number of completions.
     pub n: Option<u64>,
     /// Length of the generated canvas; not with `template`, whose holes say it.
     pub max_tokens: Option<u64>,
-    /// Forwards over the whole canvas.
+    /// Forwards over the whole canvas; with SDAR's samplers those of one block, at most.
     pub steps: Option<u64>,
-    /// Length of a block; blocks are denoised left to right. Absent: see `/info`; the whole canvas for Dream's samplers.
+    /// Length of a block; blocks are denoised left to right. Absent: see `/info`; the whole canvas for Dream's samplers,
+    /// the model's own blocks for SDAR's.
     pub block_length: Option<u64>,
     /// 0 takes the most likely token.
     pub temperature: Option<f64>,
@@ -60,7 +67,8 @@ pub(crate) struct TextRequest {
     pub stop_at_eos: Option<bool>,
     /// Same seed, same text. Random when absent; echoed.
     pub seed: Option<u64>,
-    /// `exact`.
+    /// `exact`, or an approximation by keys and values that are kept within a block (Fast-dLLM): `prefix` keeps those before
+    /// it, `dual` also those after it. Approximations are faster and give other texts; echoed in `params`.
     pub fidelity: Option<String>,
     /// `name@version`, when only that will do.
     pub adapter: Option<String>,
@@ -130,14 +138,38 @@ pub(crate) enum TextPart {
 ))]
 pub(in crate::api) async fn generate_text(
     State(app): State<App>,
-    Json { value, .. }: Json<TextRequest>,
+    Json { mut value, .. }: Json<TextRequest>,
 ) -> Result<Response, ApiError> {
-    let plan = value.plan(&Served::of(&app.engine), &app.limits, &app.defaults.text)?;
+    let served = Served::of(&app.engine);
+    let grid = value.looked_at(&served, &app.limits)?;
+    let image = value.image.take();
+    let mut plan = value.plan(&served, &app.limits, &app.defaults.text)?;
+    // Reading a picture costs the most, so everything else is checked first.
+    if let (Some(image), Some(grid)) = (image, grid) {
+        let codes = upload::codes(&app, image, grid).await?;
+        plan.request.prompt = Prompt::About { codes, prompt: Box::new(plan.request.prompt) };
+    }
     run::respond(app, plan, None).await
 }
 
 impl TextRequest {
-    /// Checks every field; pure.
+    /// The grid that the picture is read as; `None` without one.
+    fn looked_at(&self, served: &Served, limits: &ApiLimits) -> Result<Option<(usize, usize)>, ApiError> {
+        let refuse = |field: &str, message: &str, hint: &str| Err(ApiError::invalid(field, message, hint));
+        match (&self.image, served.image.filter(|_| served.looks)) {
+            (None, _) if self.grid.is_some() => refuse("grid", "has no meaning without image", "leave it out"),
+            (None, _) => Ok(None),
+            (Some(_), None) => {
+                refuse("image", "this model looks at no pictures", "leave it out, or serve one that does")
+            }
+            (Some(_), Some(_)) if self.template.is_some() => {
+                refuse("image", "cannot be sent together with template", "ask with prompt or messages")
+            }
+            (Some(_), Some((drawn, _))) => image::grid(self.grid, drawn, limits).map(Some),
+        }
+    }
+
+    /// Checks every other field; pure.
     pub(in crate::api) fn plan(
         mut self,
         served: &Served,
@@ -157,7 +189,6 @@ impl TextRequest {
             n: self.n,
             seed: self.seed,
             negative_prompt: self.negative_prompt,
-            fidelity: self.fidelity,
             adapter: self.adapter,
             priority: self.priority,
             deadline_ms: self.deadline_ms,
@@ -190,12 +221,19 @@ impl TextRequest {
             let (parts, holes) = template.parts(limits)?;
             return Ok((Prompt::Template(parts), Some(text), Some(holes)));
         }
-        let (field, text) = match self.messages.take() {
-            Some(messages) => ("messages", conversation(&messages)?),
-            None => ("prompt", self.prompt.take().unwrap_or_default()),
+        let (field, text, prompt) = match self.messages.take() {
+            Some(messages) => {
+                let text = conversation(&messages)?;
+                let said = messages.into_iter().map(|Message { role, content }| job::Message { role, content });
+                ("messages", text, Prompt::Messages(said.collect()))
+            }
+            None => {
+                let text = self.prompt.take().unwrap_or_default();
+                ("prompt", text.clone(), Prompt::Text(text))
+            }
         };
         check::chars(field, &text, limits.max_prompt_chars, &check::flag("max_prompt_chars"))?;
-        Ok((Prompt::Text(text.clone()), Some(text), None))
+        Ok((prompt, Some(text), None))
     }
 
     fn params(
@@ -206,14 +244,19 @@ impl TextRequest {
         defaults: &TextDefaults,
     ) -> Result<TextParams, ApiError> {
         let max_tokens = self.canvas(holes, limits, defaults)?;
-        let (sampler, ends) = sampler::text(self.sampler.as_ref(), defaults)?;
+        let (sampler, ends) = sampler::text(self.sampler.as_ref(), served.block.is_some(), defaults)?;
+        let fidelity = self.fidelity.as_deref().unwrap_or("exact");
         let block_length = match (self.block_length, holes) {
             (Some(given), _) => check::size("block_length", given, 1, limits.max_tokens, &check::flag("max_tokens"))?,
+            (None, _) if sampler.per_block() => served.block.unwrap_or(defaults.block_length),
             (None, Some(_)) => served.max_positions, // the canvas is longer than its holes: one block, whatever its length
             (None, None) if sampler.spans_the_canvas() => max_tokens,
             (None, None) => default_block(max_tokens, self.steps, defaults),
         };
-        let steps = self.steps.unwrap_or_else(|| default_steps(max_tokens, block_length, limits, defaults));
+        let steps = self.steps.unwrap_or_else(|| match sampler.per_block() {
+            true => block_length as u64,
+            false => default_steps(max_tokens, block_length, limits, defaults),
+        });
         let temperature = self.temperature.unwrap_or(defaults.temperature);
         let guidance = self.guidance_scale.unwrap_or(defaults.guidance_scale);
         let top_k = self.top_k.unwrap_or(defaults.top_k as u64);
@@ -228,6 +271,7 @@ impl TextRequest {
             ends,
             guidance_scale: check::number("guidance_scale", guidance, 0.0, fixed::GUIDANCE)?,
             stop_at_eos: self.stop_at_eos.unwrap_or(defaults.stop_at_eos),
+            fidelity: check::choice("fidelity", fidelity, &FIDELITIES)?,
             stop: stops(self.stop.as_ref())?,
         })
     }
@@ -249,6 +293,9 @@ impl TextRequest {
     }
 }
 
+const FIDELITIES: [(&str, Fidelity); 3] =
+    [("exact", Fidelity::Exact), ("prefix", Fidelity::Prefix), ("dual", Fidelity::Dual)];
+
 /// Blocks must divide the canvas, and the steps must divide among the blocks. The default is the longest such block
 /// from half the usual length up to it, or else a single block, which always fits.
 fn default_block(max_tokens: usize, steps: Option<u64>, defaults: &TextDefaults) -> usize {
@@ -267,6 +314,7 @@ fn default_steps(max_tokens: usize, block_length: usize, limits: &ApiLimits, def
     ((steps / blocks).max(1) * blocks) as u64
 }
 
+/// What the log keeps of a conversation, checked.
 fn conversation(messages: &[Message]) -> Result<String, ApiError> {
     check::count("messages", messages.len(), fixed::MESSAGES, FIXED)?;
     if messages.is_empty() {

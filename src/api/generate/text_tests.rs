@@ -126,7 +126,8 @@ fn samplers_are_named_and_take_only_their_own_options() {
     assert_eq!(sampler(json!({"kind": "threshold", "threshold": 0.5})), TextSampler::Threshold { threshold: 0.5 });
     assert_eq!(sampler(json!({"kind": "threshold"})), TextSampler::Threshold { threshold: 0.9 });
     let (field, limit, _) = refused("sampler", json!({"kind": "entropi"}));
-    let kinds = "low_confidence random threshold factor origin maskgit_plus topk_margin entropy";
+    let kinds = "low_confidence random threshold factor low_confidence_dynamic low_confidence_static sequential \
+                 entropy_bounded origin maskgit_plus topk_margin entropy";
     assert_eq!((field.as_str(), limit), ("sampler.kind", Some(json!(kinds.split(' ').collect::<Vec<_>>()))));
     assert_eq!(refused("sampler", json!({"kind": "random", "threshold": 0.5})).0, "sampler.threshold");
     assert_eq!(refused("sampler", json!({"kind": "threshold", "threshold": 0})).0, "sampler.threshold");
@@ -161,14 +162,25 @@ fn every_sampler_checks_its_options() {
 fn other_adapters_and_fidelities_are_refused() {
     assert_eq!(refused("adapter", json!("x@1")), ("adapter".to_owned(), None, 404));
     assert!(plan(json!({"prompt": "x", "adapter": "base@0", "fidelity": "exact"})).is_ok());
-    assert_eq!(refused("fidelity", json!("prefix")).0, "fidelity");
+    assert_eq!(
+        refused("fidelity", json!("fast")),
+        ("fidelity".to_owned(), Some(json!(["exact", "prefix", "dual"])), 400)
+    );
+    assert_eq!(params(json!({"prompt": "x"})).fidelity, Fidelity::Exact);
+    for (name, fidelity) in [("prefix", Fidelity::Prefix), ("dual", Fidelity::Dual)] {
+        let plan = plan(json!({"prompt": "x", "fidelity": name})).unwrap();
+        assert_eq!(plan.log.params["fidelity"], name);
+        let Task::Text(params) = plan.request.task else { panic!("a text") };
+        assert_eq!(params.fidelity, fidelity);
+    }
 }
 
 #[test]
-fn messages_are_joined_and_roles_checked() {
+fn messages_go_to_the_template_and_roles_are_checked() {
     let messages = json!([{"role": "system", "content": "a"}, {"role": "user", "content": "b"}]);
-    let joined = plan(json!({"messages": messages})).unwrap();
-    assert_eq!(joined.request.prompt, Prompt::Text("a\nb".to_owned()));
+    let said = plan(json!({"messages": messages})).unwrap();
+    let message = |role: &str, content: &str| job::Message { role: role.to_owned(), content: content.to_owned() };
+    assert_eq!(said.request.prompt, Prompt::Messages(vec![message("system", "a"), message("user", "b")]));
     let problem = plan(json!({"messages": [{"role": "tool", "content": "a"}]})).unwrap_err().problem();
     assert_eq!(problem.field.unwrap(), "messages[0].role");
     assert_eq!(plan(json!({"messages": []})).unwrap_err().problem().field.unwrap(), "messages");

@@ -6,7 +6,7 @@ use image::{Rgb, RgbImage};
 use serde::Serialize;
 
 use crate::cli::plot::Sheet;
-use crate::engine::job::{ImageParams, TextParams, TextSampler};
+use crate::engine::job::{Fidelity, ImageParams, TextParams, TextSampler};
 use crate::models::Model;
 use crate::rl::gate::{Interval, bootstrap};
 use crate::starter::eval::{EvalError, Marks, Options, Share, scenes_marks, words_marks};
@@ -16,16 +16,21 @@ use crate::starter::{scenes, words};
 const TEXT_STEPS: [usize; 4] = [32, 16, 8, 4];
 const THRESHOLDS: [f64; 6] = [0.99, 0.95, 0.9, 0.8, 0.7, 0.5];
 const FACTORS: [f64; 4] = [0.25, 0.5, 1.0, 2.0];
+const ENTROPIES: [f64; 4] = [0.05, 0.2, 0.5, 1.0];
+const THRESHOLD_WITH_CACHE: f64 = 0.9;
 const IMAGE_STEPS: [usize; 4] = [64, 32, 16, 8];
 const GUIDANCE: [f64; 3] = [1.0, 0.0, 2.0];
 /// One colour for each family of settings.
-const COLOURS: [Rgb<u8>; 6] = [
+const COLOURS: [Rgb<u8>; 9] = [
     Rgb([31, 98, 204]),
     Rgb([200, 130, 40]),
     Rgb([40, 150, 90]),
     Rgb([160, 60, 160]),
     Rgb([90, 100, 110]),
     Rgb([190, 50, 60]),
+    Rgb([20, 140, 160]),
+    Rgb([120, 90, 40]),
+    Rgb([230, 110, 170]),
 ];
 
 /// A way to sample: its family, which the plot joins by a line, and the setting within it.
@@ -113,7 +118,20 @@ fn texts(options: &Options) -> Vec<Setting> {
         .map(|threshold| setting("threshold", threshold.to_string(), with(TextSampler::Threshold { threshold }, most)));
     let factors =
         FACTORS.map(|factor| setting("factor", factor.to_string(), with(TextSampler::Factor { factor }, most)));
-    fixed.into_iter().chain(thresholds).chain(factors).collect()
+    // SDAR's sampler counts its steps per block.
+    let bounds = ENTROPIES.map(|threshold| {
+        let sampler = TextSampler::EntropyBounded { threshold };
+        setting("entropy_bounded", threshold.to_string(), with(sampler, options.text.block_length))
+    });
+    let caches = [("prefix", Fidelity::Prefix), ("dual", Fidelity::Dual)].into_iter().flat_map(|(name, fidelity)| {
+        let kept = |sampler| TextParams { fidelity, ..with(sampler, most) };
+        let threshold = THRESHOLD_WITH_CACHE;
+        [
+            setting(name, format!("{most} steps"), kept(TextSampler::LowConfidence)),
+            setting(name, format!("threshold {threshold}"), kept(TextSampler::Threshold { threshold })),
+        ]
+    });
+    fixed.into_iter().chain(thresholds).chain(factors).chain(bounds).chain(caches).collect()
 }
 
 /// Ways to draw, the served one first.
@@ -192,7 +210,7 @@ impl Sweep {
         let mut across = 0;
         for ((task, family), colour) in families.into_iter().zip(COLOURS.into_iter().cycle()) {
             sheet.heading(across, family, colour);
-            across += Sheet::width(family) + 24;
+            across += Sheet::width(family) + 18;
             let of = self.points.iter().filter(|point| (point.task, point.family.as_str()) == (task, family));
             let mut line: Vec<&Point> = of.collect();
             line.sort_by(|a, b| a.nfe.total_cmp(&b.nfe));

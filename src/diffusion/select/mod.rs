@@ -4,6 +4,8 @@
 //! Where the choice does not depend on the logits (`random`, `origin`, `emerge`) it is made before the forward, so that
 //! only the positions that will commit are evaluated, and a step that commits nothing runs no forward at all.
 
+use std::ops::Range;
+
 use super::params::{ImageParams, TextParams};
 use super::rng::{Purpose, gumbel, uniform};
 use super::sample::{Draw, Rule};
@@ -12,6 +14,7 @@ use super::schedule::Block;
 mod dream;
 mod fast;
 mod image;
+mod sdar;
 mod text;
 
 use image::ImagePolicy;
@@ -101,6 +104,22 @@ impl Policy {
         match self {
             Self::Text(t) => (t.block < t.blocks.len()).then_some(t.block as u32),
             Self::Image(_) => None,
+        }
+    }
+
+    /// Its positions.
+    pub(crate) fn window(&self) -> Option<Range<usize>> {
+        match self {
+            Self::Text(t) => t.blocks.get(t.block).map(|block| block.start..block.end),
+            Self::Image(_) => None,
+        }
+    }
+
+    /// All blocks; none for images.
+    pub(crate) fn blocks(&self) -> &[Block] {
+        match self {
+            Self::Text(t) => &t.blocks,
+            Self::Image(_) => &[],
         }
     }
 

@@ -2,7 +2,7 @@
 
 use super::*;
 
-use crate::diffusion::params::{Ends, ImageSampler, Schedule, TextSampler};
+use crate::diffusion::params::{Ends, Fidelity, ImageSampler, Schedule, TextSampler};
 
 fn sure(confidence: f64) -> Draw {
     Draw { index: 0, confidence, score: confidence, logprob: confidence.ln() }
@@ -20,6 +20,7 @@ fn text(sampler: TextSampler, blocks: Vec<Block>) -> Policy {
         ends: Ends::default(),
         guidance_scale: 0.0,
         stop_at_eos: false,
+        fidelity: Fidelity::Exact,
         stop: Vec::new(),
     };
     Policy::text(&params, blocks)

@@ -1,6 +1,6 @@
 //! Text: blocks from left to right, a number of steps for each. What the families share, and LLaDA's own samplers.
 
-use super::{View, dream, fast, highest};
+use super::{View, dream, fast, highest, sdar};
 use crate::diffusion::params::{TextParams, TextSampler};
 use crate::diffusion::sample::{Rule, Score};
 use crate::diffusion::schedule::{Block, dream_quota, dream_share, quota};
@@ -28,6 +28,10 @@ impl TextPolicy {
             TextSampler::MaskgitPlus { .. } => Score::Filtered,
             TextSampler::TopkMargin { .. } => Score::Margin,
             TextSampler::Entropy { .. } => Score::NegativeEntropy,
+            TextSampler::LowConfidenceDynamic { .. } | TextSampler::LowConfidenceStatic | TextSampler::Sequential => {
+                Score::Drawn
+            }
+            TextSampler::EntropyBounded { .. } => Score::DrawnEntropy,
         };
         let rule = Rule { temperature: params.temperature, top_k: params.top_k, top_p: params.top_p, score };
         Self { sampler: params.sampler, rule, blocks, block: 0, within: 0, at_entry: 0, step: 0 }
@@ -62,6 +66,7 @@ impl TextPolicy {
             TextSampler::Origin { eps } => {
                 view.picked(self.step, &eligible, f64::from(dream_share(block.steps, eps, self.within)))
             }
+            TextSampler::Sequential => eligible[..self.commits(eligible.len())].to_vec(),
             _ if self.commits(eligible.len()) == 0 => Vec::new(),
             _ => eligible,
         }
@@ -81,13 +86,23 @@ impl TextPolicy {
         self.within = 0;
     }
 
+    /// SDAR: the least that this step commits of the `eligible` positions, an even share of the whole block.
+    fn share(&self, block: Block, eligible: usize) -> usize {
+        if self.within + 1 == block.steps && self.block + 1 == self.blocks.len() {
+            return eligible;
+        }
+        quota(block.end - block.start, block.steps, self.within).min(eligible)
+    }
+
     /// The most positions that this step may commit of the `eligible` ones.
     fn commits(&self, eligible: usize) -> usize {
-        let Some(block) = self.blocks.get(self.block) else { return 0 };
+        let Some(&block) = self.blocks.get(self.block) else { return 0 };
         let last_step = self.within + 1 == block.steps;
         let last_block = self.block + 1 == self.blocks.len();
         match self.sampler {
             TextSampler::Threshold { .. } | TextSampler::Factor { .. } | TextSampler::Origin { .. } => eligible,
+            TextSampler::LowConfidenceDynamic { .. } | TextSampler::EntropyBounded { .. } => eligible,
+            TextSampler::LowConfidenceStatic | TextSampler::Sequential => self.share(block, eligible),
             TextSampler::MaskgitPlus { eps, .. }
             | TextSampler::TopkMargin { eps, .. }
             | TextSampler::Entropy { eps, .. } => dream_quota(eligible, block.steps, eps, self.within),
@@ -100,12 +115,18 @@ impl TextPolicy {
     }
 
     pub(super) fn choose(&self, view: View<'_>, positions: &[u32], scores: &[f64]) -> Vec<usize> {
-        let Some(block) = self.blocks.get(self.block) else { return Vec::new() };
+        let Some(&block) = self.blocks.get(self.block) else { return Vec::new() };
         let all = || (0..scores.len()).collect();
         let n = || self.commits(view.eligible(block.end).len());
         match self.sampler {
-            TextSampler::Random | TextSampler::Origin { .. } => all(),
-            TextSampler::LowConfidence => highest(scores, n()),
+            TextSampler::Random | TextSampler::Origin { .. } | TextSampler::Sequential => all(),
+            TextSampler::LowConfidence | TextSampler::LowConfidenceStatic => highest(scores, n()),
+            TextSampler::LowConfidenceDynamic { threshold } => {
+                sdar::dynamic(scores, self.share(block, scores.len()), threshold)
+            }
+            TextSampler::EntropyBounded { threshold } => {
+                sdar::entropy_bounded(scores, self.share(block, scores.len()), threshold)
+            }
             TextSampler::Threshold { .. } | TextSampler::Factor { .. } if self.within + 1 >= block.steps => all(),
             TextSampler::Threshold { threshold } => fast::confident(scores, threshold),
             TextSampler::Factor { factor } => fast::by_factor(scores, factor),

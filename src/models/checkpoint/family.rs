@@ -2,8 +2,8 @@
 
 use serde_json::{Map, Value};
 
-use super::fields::{Fields, missing, refused};
 use crate::models::ModelError;
+use crate::models::fields::{Fields, missing, refused};
 use crate::models::names::Names;
 use crate::models::shape::{Pattern, TransformerConfig, Variant};
 
@@ -26,6 +26,25 @@ const KNOWN: [(&str, &str, Family); 4] = [
     ("MMadaModelLM", "mmada", Family::Mmada),
     ("DreamModel", "Dream", Family::Dream),
     ("SDARForCausalLM", "sdar", Family::Sdar),
+];
+
+/// Fields that say nothing about what the model computes: how it is loaded, trained or exported elsewhere.
+const HARMLESS: [&str; 15] = [
+    "_name_or_path",
+    "architectures",
+    "attention_dropout", // at training time only, as all dropouts
+    "attn_implementation",
+    "auto_map",
+    "bos_token_id",
+    "dtype", // the dtype of the tensors is in their files
+    "initializer_range",
+    "pad_token_id", // nothing is ever padded here
+    "torch_dtype",
+    "transformers_version",
+    "use_cache",
+    "output_attentions",
+    "output_hidden_states",
+    "gradient_checkpointing",
 ];
 
 /// What a `config.json` says.
@@ -62,7 +81,7 @@ impl Facts {
             Family::Dream | Family::Sdar => qwen(family, &mut fields)?,
         };
         fields.skip(&["model_type"]);
-        fields.finish()?;
+        fields.finish(|name| HARMLESS.contains(&name))?;
         facts.config.validate()?;
         Ok(facts)
     }

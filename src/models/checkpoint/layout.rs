@@ -40,7 +40,8 @@ impl Layout for TextLayout {
     }
 }
 
-/// MMaDA: text as LLaDA has it, and `<|t2i|> bos caption eos <|soi|> codes <|eoi|>`.
+/// MMaDA: text as LLaDA has it, pictures drawn as `<|t2i|> bos caption eos <|soi|> codes <|eoi|>`, and texts about
+/// pictures after `<|mmu|> <|soi|> codes <|eoi|> bos question`.
 pub(super) struct MmadaLayout {
     text: TextLayout,
     bos: u32,
@@ -74,6 +75,12 @@ impl MmadaLayout {
             codes,
         })
     }
+
+    /// The prompt with a beginning, which it may bring itself (`prompting_utils.py`).
+    fn begun(&self, prompt: &[u32]) -> impl Iterator<Item = u32> {
+        let bos = (prompt.first() != Some(&self.bos)).then_some(self.bos);
+        bos.into_iter().chain(prompt.iter().copied())
+    }
 }
 
 impl Layout for MmadaLayout {
@@ -82,8 +89,7 @@ impl Layout for MmadaLayout {
     }
 
     fn image_frame(&self, prompt: &[u32]) -> (Vec<u32>, Vec<u32>) {
-        let bos = (prompt.first() != Some(&self.bos)).then_some(self.bos);
-        let before = std::iter::once(self.t2i).chain(bos).chain(prompt.iter().copied()).chain([self.eos, self.soi]);
+        let before = std::iter::once(self.t2i).chain(self.begun(prompt)).chain([self.eos, self.soi]);
         (before.collect(), vec![self.eoi])
     }
 
@@ -94,7 +100,7 @@ impl Layout for MmadaLayout {
     fn seen_prefix(&self, codes: &[u32], prompt: &[u32]) -> Option<Vec<u32>> {
         let codes = codes.iter().map(|code| self.codes.start + code);
         let before = [self.mmu, self.soi].into_iter().chain(codes).chain([self.eoi]);
-        Some(before.chain(prompt.iter().copied()).collect())
+        Some(before.chain(self.begun(prompt)).collect())
     }
 }
 

@@ -1,33 +1,29 @@
 //! A checkpoint's folder, as published on a hub, to a [`Model`]: configuration, tokenizer, weights.
 //!
 //! Everything is read and compared before the first value is loaded, so that a folder that does not fit is refused in
-//! a moment, by name. `family` reads the configurations, `shards` the files, `layout` has the families' sequences. The
+//! a moment, by name. `family` reads the configurations, `layout` has the families' sequences. The
 //! transformer itself is the same for all of them.
 
 use std::path::Path;
 use std::sync::Arc;
 
-use candle_core::Device;
 use serde_json::{Map, Value};
 
 use super::backbone::TransformerBackbone;
-use super::nn::Precision;
+use super::fields::{self, CONFIG};
 use super::shape::{Pattern, TransformerConfig, parameters};
+use super::shards::Shards;
 use super::transformer::Transformer;
-use super::{ImageSpec, Layout, Model, ModelError, ModelSpec};
+use super::{ImageSpec, Layout, Model, ModelError, ModelSpec, Placement};
 use crate::text::TextFiles;
 
 mod family;
-mod fields;
 mod layout;
-mod shards;
 
 pub use family::Family;
 use family::{Facts, ImageFacts};
 use layout::{MmadaLayout, TextLayout, turn_end};
-use shards::Shards;
 
-const CONFIG: &str = "config.json";
 const GENERATION: &str = "generation_config.json";
 
 /// Whether `folder` is laid out as a checkpoint of a hub, complete or not: it has more than weights.
@@ -51,14 +47,13 @@ impl Checkpoint {
     /// # Errors
     /// Names the file, field or tensor at fault.
     pub fn open(folder: &Path, name: &str) -> Result<Self, ModelError> {
-        let config = json(folder, CONFIG)?.ok_or_else(|| ModelError::File(format!("{CONFIG} is missing")))?;
-        let facts = Facts::read(config)?;
+        let facts = Facts::read(fields::config(folder)?)?;
         let shards = Shards::open(folder)?;
-        shards.check(&facts.config)?;
+        shards.check(facts.config.tensors(), &[])?;
         let tokenizer = |e: crate::text::TextError| ModelError::Tokenizer(e.to_string());
         let mut text = TextFiles::open(folder).map_err(tokenizer)?;
         text.tokenizer.reserve(facts.mask_id);
-        let ends = ends(&facts, &text, json(folder, GENERATION)?)?;
+        let ends = ends(&facts, &text, fields::object(folder, GENERATION)?)?;
         let spec = spec(&facts, &text, name, ends)?;
         let layout: Arc<dyn Layout> = match &spec.image {
             Some(image) => Arc::new(MmadaLayout::new(&text, facts.eos_id, image.codes.clone())?),
@@ -85,10 +80,19 @@ impl Checkpoint {
         &self.spec
     }
 
-    /// Bytes that its weights will take on `device`.
+    /// Bytes that its weights will take where they go.
     #[must_use]
-    pub fn weight_bytes(&self, device: &Device) -> u64 {
-        self.shards.bytes(device)
+    pub fn weight_bytes(&self, to: &Placement) -> u64 {
+        if !to.device.is_cpu() {
+            return self.shards.bytes();
+        }
+        let config = &self.facts.config;
+        let size = |(name, shape): (String, Vec<usize>)| match *shape {
+            [outputs, inputs] if name != config.variant.names.embedding() => to.format.bytes(outputs, inputs),
+            _ => size_of::<f32>() * shape.iter().product::<usize>(),
+        };
+        let head = if config.weight_tying { to.format.bytes(config.embedding_size, config.d_model) } else { 0 };
+        (config.tensors().into_iter().map(size).sum::<usize>() + head) as u64
     }
 
     /// Loads the weights. The files are hashed meanwhile. Pictures need a codec, which other files hold: there is none
@@ -96,12 +100,14 @@ impl Checkpoint {
     ///
     /// # Errors
     /// When a file cannot be read, a value is not finite, or the device has no room.
-    pub fn load(self, device: &Device) -> Result<Model, ModelError> {
+    pub fn load(self, to: impl Into<Placement>) -> Result<Model, ModelError> {
         let Self { facts, text, shards, mut spec, layout } = self;
-        tracing::debug!(dtypes = shards.dtypes(), bytes = shards.bytes(device), "loading weights");
+        let to = to.into();
+        let device = &to.device;
+        tracing::debug!(dtypes = shards.dtypes(), bytes = shards.bytes(), format = ?to.format, "loading weights");
         let (transformer, sha256) = std::thread::scope(|scope| {
             let hash = scope.spawn(|| shards.sha256());
-            let transformer = Transformer::load(facts.config, Precision::Exact, |name| shards.tensor(name, device));
+            let transformer = Transformer::load(facts.config, to.products(), |name| shards.tensor(name, device));
             (transformer, hash.join())
         });
         spec.sha256 = sha256.map_err(|_| ModelError::Weights("hashing the files failed".into()))??;
@@ -111,25 +117,6 @@ impl Checkpoint {
             layout,
             codec: None,
         })
-    }
-}
-
-/// A JSON object of the folder, if it is there.
-fn json(folder: &Path, name: &str) -> Result<Option<Map<String, Value>>, ModelError> {
-    let bytes = read(folder, name, 1 << 20)?;
-    let parsed = bytes.map(|bytes| serde_json::from_slice(&bytes)).transpose();
-    parsed.map_err(|e| ModelError::File(format!("{name}: {e}")))
-}
-
-/// The bytes of a file of the folder, if it is there.
-fn read(folder: &Path, name: &str, most: u64) -> Result<Option<Vec<u8>>, ModelError> {
-    let failed = |e: &dyn std::fmt::Display| ModelError::File(format!("{name}: {e}"));
-    let path = folder.join(name);
-    match std::fs::metadata(&path) {
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(e) => Err(failed(&e)),
-        Ok(found) if found.len() > most => Err(failed(&format!("{} bytes; at most {most} are read", found.len()))),
-        Ok(_) => std::fs::read(&path).map(Some).map_err(|e| failed(&e)),
     }
 }
 
@@ -175,6 +162,7 @@ fn spec(facts: &Facts, text: &TextFiles, name: &str, eos_ids: Vec<u32>) -> Resul
             Pattern::Bidirectional => None,
             Pattern::BlockCausal { block } => Some(block),
         },
+        shifted: config.variant.shifted,
         d_model: config.d_model,
         n_layers: config.n_layers,
         parameters: parameters(config),

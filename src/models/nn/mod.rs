@@ -12,11 +12,13 @@ pub mod elementwise;
 pub mod gemm;
 pub mod linear;
 pub mod norm;
+pub mod packed;
 pub mod swiglu;
 pub mod timing;
 pub mod token_logprob;
 
-pub use linear::{Linear, Precision};
+pub use linear::{Linear, Precision, Products};
+pub use packed::Format;
 
 /// The values of a contiguous f32 tensor on the CPU.
 pub(crate) fn slice<'a>(storage: &'a CpuStorage, layout: &Layout, what: &'static str) -> Result<&'a [f32]> {

@@ -10,11 +10,12 @@ use image::RgbImage;
 use image::imageops::FilterType;
 use serde_json::json;
 
-use super::config::{Fields, refused};
 use super::kernels::Conv;
 use super::layers::{Attention, Decoder, Dialect, Encoder, Head, Level, Middle, Residual, conv};
-use super::tensors::{Scope, Source, TensorFile, Wanted};
-use super::{check_codes, check_grid, picture};
+use super::tensors::{Loaded, Scope, Source, Wanted};
+use super::{MAX_LEVELS, check_codes, check_grid, note, picture};
+use crate::models::fields::{Fields, refused};
+use crate::models::shards::Shards;
 use crate::models::{ImageCodec, ModelError};
 
 /// The class in `config.json`.
@@ -66,13 +67,13 @@ impl Config {
     /// Names the field that is not supported.
     pub fn from_fields(mut fields: Fields) -> Result<Self, ModelError> {
         let default = Self::default();
-        let width = fields.number("ch", default.width)?;
+        let width = fields.maybe_size("ch")?.unwrap_or(default.width);
         if width % DIALECT.groups != 0 {
             let hint = format!("a multiple of {} is expected", DIALECT.groups);
-            return Err(refused("ch", Some(&width.into()), &hint));
+            return Err(refused("ch", &width.into(), &hint));
         }
         // One list is for both halves; the published network's, which differ, are nowhere written down.
-        let (multiples, blocks) = (fields.numbers("ch_mult")?, fields.numbers("num_res_blocks")?);
+        let (multiples, blocks) = (fields.sizes("ch_mult", MAX_LEVELS)?, fields.sizes("num_res_blocks", MAX_LEVELS)?);
         let (encoder, decoder) = match (multiples, blocks) {
             (None, None) => (default.encoder, default.decoder),
             (Some(multiples), Some(blocks)) if multiples.len() == blocks.len() => {
@@ -81,25 +82,25 @@ impl Config {
             }
             (multiples, blocks) => {
                 let hint = format!("one number for each of ch_mult = {} is expected", json!(multiples));
-                return Err(refused("num_res_blocks", Some(&json!(blocks)), &hint));
+                return Err(refused("num_res_blocks", &json!(blocks), &hint));
             }
         };
-        let bits = fields.number("z_channels", default.bits)?;
+        let bits = fields.maybe_size("z_channels")?.unwrap_or(default.bits);
         if bits > MAX_BITS {
-            return Err(refused("z_channels", Some(&bits.into()), &format!("at most {MAX_BITS} bits are")));
+            return Err(refused("z_channels", &bits.into(), &format!("at most {MAX_BITS} bits are")));
         }
-        fields.only("codebook_dim", &bits.into(), true)?;
-        let resolution = fields.number("resolution", 256)?;
-        for attended in fields.numbers("attn_resolutions")?.unwrap_or_default() {
+        fields.only("codebook_dim", bits, "it must be z_channels")?;
+        let resolution = fields.maybe_size("resolution")?.unwrap_or(256);
+        for attended in fields.sizes("attn_resolutions", MAX_LEVELS)?.unwrap_or_default() {
             if (0..decoder.multiples.len()).any(|level| resolution >> level == attended) {
                 return Err(refused(
                     "attn_resolutions",
-                    Some(&attended.into()),
+                    &attended.into(),
                     "attention is in the middle only, as in the published network",
                 ));
             }
         }
-        fields.finish()?;
+        fields.finish(note)?;
         Ok(Self { width, encoder, decoder, bits })
     }
 
@@ -210,10 +211,10 @@ impl MagvitV2 {
     ///
     /// # Errors
     /// Names the field that is not supported or the tensor that does not fit.
-    pub fn load(fields: Fields, file: &TensorFile, device: &Device) -> Result<Self, ModelError> {
+    pub fn load(fields: Fields, shards: &Shards, device: &Device) -> Result<Self, ModelError> {
         let config = Config::from_fields(fields)?;
-        file.check(&config.tensors()?, &[])?;
-        Self::new(config, file, device)
+        shards.check(config.tensors()?, &[])?;
+        Self::new(config, &Loaded { shards, device }, device)
     }
 
     /// From any source of tensors.

@@ -14,12 +14,12 @@ use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
 use image::RgbImage;
+use serde_json::{Map, Value};
 
+use super::fields::{self, Fields};
+use super::shards::Shards;
 use super::{ImageCodec, ModelError};
-use config::Fields;
-use tensors::TensorFile;
 
-pub mod config;
 pub mod kernels;
 pub mod layers;
 pub mod magvit_v2;
@@ -28,6 +28,12 @@ pub mod vq_model;
 
 /// Most codes of one picture: 64 × 64, which is 1024 × 1024 pixels for codecs that shrink by 16.
 pub const MAX_CODES: usize = 4096;
+
+/// Largest width, count or size of a configuration; keeps products of a few of them far from overflow.
+const MAX_SIZE: u64 = 1 << 16;
+
+/// Most levels of resolution.
+const MAX_LEVELS: usize = 8;
 
 /// File names under which weights are published, in the order in which they are looked for.
 const WEIGHT_FILES: [&str; 3] =
@@ -38,25 +44,34 @@ const WEIGHT_FILES: [&str; 3] =
 /// # Errors
 /// Names the field that is not supported, or the tensor that is missing, unknown, mis-shaped or not finite.
 pub fn load(folder: &Path, device: &Device) -> Result<Arc<dyn ImageCodec>, ModelError> {
-    let fields = Fields::read(&folder.join("config.json"))?;
-    match fields.class()? {
-        magvit_v2::CLASS => Ok(Arc::new(magvit_v2::MagvitV2::load(fields, &weights(folder, device)?, device)?)),
-        vq_model::CLASS => Ok(Arc::new(vq_model::VqModel::load(fields, &weights(folder, device)?, device)?)),
-        other => Err(ModelError::Config {
-            field: "_class_name".to_owned(),
-            actual: format!("{other:?}"),
-            hint: format!("codecs are {:?} and {:?}", magvit_v2::CLASS, vq_model::CLASS),
-        }),
+    let fields = fields(fields::config(folder)?);
+    match fields.text("_class_name") {
+        Some(magvit_v2::CLASS) => Ok(Arc::new(magvit_v2::MagvitV2::load(fields, &weights(folder)?, device)?)),
+        Some(vq_model::CLASS) => Ok(Arc::new(vq_model::VqModel::load(fields, &weights(folder)?, device)?)),
+        other => {
+            let hint = format!("codecs are {:?} and {:?}", magvit_v2::CLASS, vq_model::CLASS);
+            Err(fields::refused("_class_name", &other.into(), &hint))
+        }
     }
+}
+
+/// The fields of a codec's configuration. Those whose names start with an underscore are notes.
+#[must_use]
+pub fn fields(config: Map<String, Value>) -> Fields {
+    Fields::new(config).up_to(MAX_SIZE)
+}
+
+fn note(name: &str) -> bool {
+    name.starts_with('_')
 }
 
 /// The safetensors file of a codec's folder.
 ///
 /// # Errors
 /// When there is none, or it is not whole.
-pub fn weights(folder: &Path, device: &Device) -> Result<TensorFile, ModelError> {
-    match WEIGHT_FILES.iter().map(|name| folder.join(name)).find(|path| path.is_file()) {
-        Some(path) => TensorFile::open(&path, device),
+pub fn weights(folder: &Path) -> Result<Shards, ModelError> {
+    match WEIGHT_FILES.into_iter().find(|name| folder.join(name).is_file()) {
+        Some(name) => Shards::single(folder, name),
         None => Err(ModelError::Weights(format!(
             "{}: none of {} is there; other formats than safetensors are not read",
             folder.display(),

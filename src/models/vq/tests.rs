@@ -14,7 +14,7 @@ const VQ_MODEL: &str = r#"{"_class_name": "VQModel", "block_out_channels": [32, 
     "up_block_types": ["UpDecoderBlock2D", "UpDecoderBlock2D"], "num_vq_embeddings": 16, "lookup_from_codebook": true}"#;
 
 fn fields(config: &Value) -> Fields {
-    Fields::new(config.as_object().unwrap().clone())
+    super::fields(config.as_object().unwrap().clone())
 }
 
 /// A codec's folder with small weights, changed.

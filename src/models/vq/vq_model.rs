@@ -6,13 +6,14 @@ use std::collections::BTreeMap;
 
 use candle_core::{Device, Tensor};
 use image::RgbImage;
-use serde_json::{Value, json};
+use serde_json::Value;
 
-use super::config::{Fields, refused};
 use super::kernels::Conv;
 use super::layers::{Attention, Decoder, Dialect, Head, Level, Middle, Residual, conv};
-use super::tensors::{Scope, Source, TensorFile, Wanted};
-use super::{check_codes, picture};
+use super::tensors::{Loaded, Scope, Source, Wanted};
+use super::{MAX_LEVELS, check_codes, note, picture};
+use crate::models::fields::{Fields, refused};
+use crate::models::shards::Shards;
 use crate::models::{ImageCodec, ModelError};
 
 /// The class in `config.json`.
@@ -43,36 +44,38 @@ impl Config {
     /// # Errors
     /// Names the field that is not supported.
     pub fn from_fields(mut fields: Fields) -> Result<Self, ModelError> {
-        let block_out_channels = fields.numbers("block_out_channels")?.unwrap_or_else(|| vec![64]);
-        let latent_channels = fields.number("latent_channels", 3)?;
+        let block_out_channels = fields.sizes("block_out_channels", MAX_LEVELS)?.unwrap_or_else(|| vec![64]);
+        let latent_channels = fields.maybe_size("latent_channels")?.unwrap_or(3);
         let config = Self {
-            layers_per_block: fields.number("layers_per_block", 1)?,
+            layers_per_block: fields.maybe_size("layers_per_block")?.unwrap_or(1),
             latent_channels,
-            num_vq_embeddings: fields.number("num_vq_embeddings", 256)?,
-            vq_embed_dim: fields.number("vq_embed_dim", latent_channels)?,
-            norm_num_groups: fields.number("norm_num_groups", 32)?,
+            num_vq_embeddings: fields.maybe_size("num_vq_embeddings")?.unwrap_or(256),
+            vq_embed_dim: fields.maybe_size("vq_embed_dim")?.unwrap_or(latent_channels),
+            norm_num_groups: fields.maybe_size("norm_num_groups")?.unwrap_or(32),
             mid_block_add_attention: fields.flag("mid_block_add_attention", true)?,
             block_out_channels,
         };
         if config.block_out_channels.iter().any(|channels| channels % config.norm_num_groups != 0) {
             let found: Value = config.block_out_channels.into();
             let hint = format!("multiples of norm_num_groups = {} are expected", config.norm_num_groups);
-            return Err(refused("block_out_channels", Some(&found), &hint));
+            return Err(refused("block_out_channels", &found, &hint));
         }
         let repeated = |block: &str| Value::from(vec![block; config.block_out_channels.len()]);
-        fields.only("up_block_types", &repeated("UpDecoderBlock2D"), config.block_out_channels.len() == 1)?;
-        fields.only("down_block_types", &repeated("DownEncoderBlock2D"), true)?;
-        fields.only("in_channels", &json!(3), true)?;
-        fields.only("out_channels", &json!(3), true)?;
-        fields.only("act_fn", &json!("silu"), true)?;
-        fields.only("norm_type", &json!("group"), true)?;
-        // Without it, diffusers decodes latents, not codes.
-        fields.only("lookup_from_codebook", &json!(true), false)?;
-        // Everything is computed in f32 here, which is what force_upcast asks for; the others serve training.
-        for about_training in ["force_upcast", "sample_size", "scaling_factor"] {
-            fields.ignore(about_training);
+        let (up, plain) = (repeated("UpDecoderBlock2D"), "only blocks without attention are served");
+        match config.block_out_channels.len() {
+            // The class's default has one block.
+            1 => fields.only("up_block_types", up, plain)?,
+            _ => fields.must("up_block_types", up, plain)?,
         }
-        fields.finish()?;
+        fields.only("down_block_types", repeated("DownEncoderBlock2D"), plain)?;
+        fields.only("in_channels", 3, "pictures have three channels")?;
+        fields.only("out_channels", 3, "pictures have three channels")?;
+        fields.only("act_fn", "silu", "only silu is served")?;
+        fields.only("norm_type", "group", "only group norms are served")?;
+        fields.must("lookup_from_codebook", true, "without it, diffusers decodes latents, not codes")?;
+        // Everything is computed in f32 here, which is what force_upcast asks for; the others serve training.
+        fields.skip(&["force_upcast", "sample_size", "scaling_factor"]);
+        fields.finish(note)?;
         Ok(config)
     }
 
@@ -158,10 +161,10 @@ impl VqModel {
     ///
     /// # Errors
     /// Names the field that is not supported or the tensor that does not fit.
-    pub fn load(fields: Fields, file: &TensorFile, device: &Device) -> Result<Self, ModelError> {
+    pub fn load(fields: Fields, shards: &Shards, device: &Device) -> Result<Self, ModelError> {
         let config = Config::from_fields(fields)?;
-        file.check(&config.tensors()?, &["encoder."])?;
-        Self::new(config, file, device)
+        shards.check(config.tensors()?, &["encoder."])?;
+        Self::new(config, &Loaded { shards, device }, device)
     }
 
     /// From any source of tensors.

@@ -61,6 +61,7 @@ fn model() -> TransformerBackbone {
         banned_ids: vec![MASK],
         max_positions: 64,
         block: None,
+        shifted: false,
         d_model: 16,
         n_layers: 2,
         parameters: 0,

@@ -3,13 +3,14 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use futures_util::StreamExt as _;
 use uuid::Uuid;
 
 use super::Parts;
 use super::compare::Comparison;
 use super::config::LossKind;
 use crate::adapters::VersionId;
-use crate::diffusion::rng::Stream;
+use crate::diffusion::rng::{Stream, mix64};
 use crate::engine::job::{Finished, Priority, Task};
 use crate::models::Model;
 use crate::models::lora::Lora;
@@ -22,6 +23,9 @@ use crate::rl::reward::{GroupInput, Kind, Picture, SampleInput};
 use crate::rl::rollout::{Asked, guidance_of, sample_of, sample_of_row};
 use crate::rl::update::Judged;
 use crate::store::{self, SampleKind, SampleUse};
+
+/// Prompts that are completed at the same time, for learning or at the gate.
+pub(super) const AT_ONCE: usize = 8;
 
 /// Judged completions, and the book of every item.
 #[derive(Default)]
@@ -195,20 +199,22 @@ impl Maker<'_> {
     async fn regenerate(&self, data: &mut Data) -> Result<Vec<Cluster>, RlError> {
         let [prompts, n] = self.parts.config.regenerate;
         let rows = self.parts.store.prompts_with_feedback(prompts.saturating_mul(2), self.seed).await?;
-        let mut clusters = Vec::new();
-        for (at, row) in (0u64..).zip(rows) {
-            if clusters.len() >= prompts as usize {
-                break;
+        let one_in = self.parts.config.data.hold_out_one_in;
+        let mut readable = Vec::new();
+        for (at, row) in (0u64..).zip(rows).filter(|(_, row)| !held_out(&row.prompt_ids, one_in)) {
+            match Asked::of(&row) {
+                Ok(asked) => readable.push((mix64(self.seed ^ at), row, asked)),
+                Err(_) => data.count(Lane::Regenerated, Some("unreadable"), u64::from(n)),
             }
-            if held_out(&row.prompt_ids, self.parts.config.data.hold_out_one_in) {
-                continue;
-            }
-            let Ok(asked) = Asked::of(&row) else {
-                data.count(Lane::Regenerated, Some("unreadable"), u64::from(n));
-                continue;
-            };
-            let seed = crate::diffusion::rng::mix64(self.seed ^ at);
+        }
+        // Side by side, so that they share forwards; in order, so that a run can be repeated.
+        let completions = readable.into_iter().take(prompts as usize).map(|(seed, row, asked)| async move {
             let finished = asked.complete(&self.parts.engine, self.current, n, seed, Priority::Rollout).await;
+            (row, asked, finished)
+        });
+        let completed: Vec<_> = futures_util::stream::iter(completions).buffered(AT_ONCE).collect().await;
+        let mut clusters = Vec::new();
+        for (row, asked, finished) in completed {
             match finished {
                 Ok(finished) => clusters.push(self.fresh(&row, &asked, finished)?),
                 Err(error) => {

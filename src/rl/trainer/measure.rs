@@ -7,7 +7,7 @@ use futures_util::{StreamExt as _, TryStreamExt as _};
 
 use super::Parts;
 use super::config::TrainingConfig;
-use super::data::{fresh_input, group_input};
+use super::data::{AT_ONCE, fresh_input, group_input};
 use crate::adapters::VersionId;
 use crate::diffusion::rng::mix64;
 use crate::engine::job::Priority;
@@ -25,9 +25,6 @@ use crate::store::CompletionRow;
 
 /// Rows of a forward here.
 const ROWS: usize = 2048;
-
-/// Held-out prompts under way at the same time.
-const AT_ONCE: usize = 8;
 
 /// Where trials run.
 pub(super) struct Bench<'a>(pub(super) &'a Parts);

@@ -7,7 +7,7 @@ use candle_core::Tensor;
 use crate::diffusion::canvas::Canvas;
 use crate::diffusion::denoise::complete;
 use crate::diffusion::frame::given;
-use crate::diffusion::params::{Ends, ImageParams, ImageSampler, Schedule, TextParams, TextSampler};
+use crate::diffusion::params::{Ends, Fidelity, ImageParams, ImageSampler, Schedule, TextParams, TextSampler};
 use crate::diffusion::rng::Stream;
 use crate::models::nn::Precision;
 use crate::models::transformer::{Transformer, TransformerConfig};
@@ -92,6 +92,7 @@ fn answers(model: &Model, seed: u64) -> Result<Vec<Answer>, ModelError> {
         ends: Ends::default(),
         guidance_scale: 0.0,
         stop_at_eos: true,
+        fidelity: Fidelity::Exact,
         stop: Vec::new(),
     };
     let ask = |(i, kind)| -> Result<Answer, ModelError> {

@@ -76,6 +76,7 @@ fn spec(vocab: usize, mask_id: u32) -> ModelSpec {
         banned_ids: vec![],
         max_positions: 4096,
         block: None,
+        shifted: false,
         d_model: vocab,
         n_layers: 0,
         parameters: 0,

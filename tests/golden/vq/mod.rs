@@ -5,10 +5,10 @@ use std::collections::BTreeMap;
 
 use candle_core::{DType, Device, Tensor};
 use lacuna::models::ImageCodec;
-use lacuna::models::vq::config::Fields;
+use lacuna::models::fields::{self, Fields};
 use lacuna::models::vq::magvit_v2::{self, MagvitV2};
 use lacuna::models::vq::vq_model::{self, VqModel};
-use lacuna::models::vq::{load, weights};
+use lacuna::models::vq::{self, load, weights};
 use serde_json::{Value, json};
 
 use super::{folder, ids, json};
@@ -17,17 +17,17 @@ use super::{folder, ids, json};
 const TOLERANCE: f64 = 1e-4;
 
 fn fields(folder_name: &str) -> Fields {
-    Fields::read(&folder(folder_name).join("config.json")).unwrap()
+    vq::fields(fields::config(&folder(folder_name)).unwrap())
 }
 
 fn magvit() -> MagvitV2 {
     let name = "mmada/magvitv2";
-    MagvitV2::load(fields(name), &weights(&folder(name), &Device::Cpu).unwrap(), &Device::Cpu).unwrap()
+    MagvitV2::load(fields(name), &weights(&folder(name)).unwrap(), &Device::Cpu).unwrap()
 }
 
 fn vq_model(variant: &str) -> VqModel {
     let name = format!("diffusers_vq/{variant}");
-    VqModel::load(fields(&name), &weights(&folder(&name), &Device::Cpu).unwrap(), &Device::Cpu).unwrap()
+    VqModel::load(fields(&name), &weights(&folder(&name)).unwrap(), &Device::Cpu).unwrap()
 }
 
 /// Nested lists of numbers, flat.
@@ -111,11 +111,11 @@ fn the_published_networks_have_exactly_the_expected_tensors() {
     let published = shapes(&json("mmada", "magvitv2_full_tensors.json"));
     assert_eq!(published.len(), 382);
     // The published configuration holds no sizes.
-    let bare = Fields::new(json!({"_class_name": "MAGVITv2"}).as_object().unwrap().clone());
+    let bare = vq::fields(json!({"_class_name": "MAGVITv2"}).as_object().unwrap().clone());
     assert_same(&magvit_v2::Config::from_fields(bare).unwrap().tensors().unwrap(), &published);
 
     let amused = json("diffusers_vq", "amused_vq_tensors.json");
-    let config = Fields::new(amused["_config_assumed"].as_object().unwrap().clone());
+    let config = vq::fields(amused["_config_assumed"].as_object().unwrap().clone());
     let expected = vq_model::Config::from_fields(config).unwrap().tensors().unwrap();
     assert_same(&expected, &shapes(&amused));
 }

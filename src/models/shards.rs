@@ -1,7 +1,7 @@
-//! The safetensors files of a folder: one, or several with an index. Checked by their headers before any value is
+//! The safetensors files of a model or codec: one, or several with an index. Checked by their headers before any value is
 //! read, then mapped and copied one tensor at a time, so that loading takes the memory of the weights and no more.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{Read, Seek};
 use std::path::{Path, PathBuf};
@@ -9,13 +9,13 @@ use std::path::{Path, PathBuf};
 use candle_core::{DType, Device, Tensor};
 use memmap2::{Mmap, MmapOptions};
 use rayon::prelude::*;
-use safetensors::SafeTensors;
+use safetensors::{Dtype, SafeTensorError, SafeTensors};
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
-use crate::models::ModelError;
-use crate::models::shape::TransformerConfig;
-use crate::models::weights::{hex, is_finite, misfits, widen};
+use super::ModelError;
+use super::fields::read;
+use super::weights::{hex, is_finite, misfits, widen};
 
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
@@ -28,15 +28,27 @@ const WINDOW: usize = GRAIN << 5;
 #[derive(Debug)]
 struct Entry {
     file: usize,
-    dtype: DType,
+    dtype: Dtype,
     shape: Vec<usize>,
     offset: u64,
     len: usize,
 }
 
-/// The files of a checkpoint.
+impl Entry {
+    /// The type of its values, called `name` in the refusal of one that is not read.
+    fn float(&self, name: &str) -> Result<DType, ModelError> {
+        match self.dtype {
+            Dtype::F32 => Ok(DType::F32),
+            Dtype::BF16 => Ok(DType::BF16),
+            Dtype::F16 => Ok(DType::F16),
+            other => Err(weights(format!("tensor {name} is {other:?}; F32, BF16 and F16 are read"))),
+        }
+    }
+}
+
+/// The files, their headers read and their data not.
 #[derive(Debug)]
-pub(super) struct Shards {
+pub struct Shards {
     files: Vec<(String, File)>,
     tensors: BTreeMap<String, Entry>,
 }
@@ -47,22 +59,36 @@ struct Index {
 }
 
 impl Shards {
-    /// Opens the files of `folder` and reads their headers.
+    /// Opens the files of a model's `folder` and reads their headers.
     ///
     /// # Errors
-    /// Names the file, or the tensor on which index and files disagree.
+    /// Names the file, the tensor on which index and files disagree, or that is not of floats.
     pub(super) fn open(folder: &Path) -> Result<Self, ModelError> {
+        let shards = Self::headers(folder)?;
+        shards.tensors.iter().try_for_each(|(name, entry)| entry.float(name).map(drop))?;
+        Ok(shards)
+    }
+
+    fn headers(folder: &Path) -> Result<Self, ModelError> {
         if folder.join(SINGLE).is_file() {
-            let mut shards = Self { files: Vec::new(), tensors: BTreeMap::new() };
-            shards.add(folder, SINGLE)?;
-            return Ok(shards);
+            return Self::single(folder, SINGLE);
         }
-        match super::read(folder, INDEX, 64 << 20)? {
+        match read(folder, INDEX, 64 << 20)? {
             Some(index) => Self::indexed(folder, &index),
             None => Err(weights(format!(
                 "neither {SINGLE} nor {INDEX} is there; weights in other formats must be converted to safetensors"
             ))),
         }
+    }
+
+    /// Opens the file `name` of `folder` and reads its header.
+    ///
+    /// # Errors
+    /// When it is not a whole safetensors file.
+    pub(super) fn single(folder: &Path, name: &str) -> Result<Self, ModelError> {
+        let mut shards = Self { files: Vec::new(), tensors: BTreeMap::new() };
+        shards.add(folder, name)?;
+        Ok(shards)
     }
 
     fn indexed(folder: &Path, index: &[u8]) -> Result<Self, ModelError> {
@@ -96,14 +122,12 @@ impl Shards {
         let failed = |e: &dyn std::fmt::Display| weights(format!("{name}: {e}"));
         let file = File::open(&path).map_err(|e| failed(&e))?;
         let map = map(&file, 0, None).map_err(|e| failed(&e))?;
-        let (header, metadata) =
-            SafeTensors::read_metadata(&map).map_err(|e| failed(&format!("{e}; is the file complete?")))?;
+        let (header, metadata) = SafeTensors::read_metadata(&map).map_err(|e| failed(&broken(&e)))?;
         for (tensor, info) in metadata.tensors() {
-            let dtype = dtype(info.dtype)
-                .ok_or_else(|| failed(&format!("tensor {tensor} is {:?}; F32, BF16 and F16 are read", info.dtype)))?;
             let (from, to) = info.data_offsets;
             let offset = (size_of::<u64>() + header + from) as u64;
-            let entry = Entry { file: self.files.len(), dtype, shape: info.shape.clone(), offset, len: to - from };
+            let entry =
+                Entry { file: self.files.len(), dtype: info.dtype, shape: info.shape.clone(), offset, len: to - from };
             if let Some(twice) = self.tensors.insert(tensor.clone(), entry) {
                 let other = &self.files[twice.file].0;
                 return Err(failed(&format!("tensor {tensor} is in {other}, too")));
@@ -113,19 +137,23 @@ impl Shards {
         Ok(())
     }
 
-    /// Compares names and shapes with those of `config`.
+    /// Compares names and shapes with those that are `expected`; tensors whose name starts with one of `ignored` may
+    /// ride along.
     ///
     /// # Errors
     /// Names what is missing, unknown and mis-shaped.
-    pub(super) fn check(&self, config: &TransformerConfig) -> Result<(), ModelError> {
-        misfits(config, self.tensors.iter().map(|(name, entry)| (name.as_str(), entry.shape.as_slice())))
+    pub(super) fn check(
+        &self,
+        expected: impl IntoIterator<Item = (String, Vec<usize>)>,
+        ignored: &[&str],
+    ) -> Result<(), ModelError> {
+        let found = self.tensors.iter().filter(|(name, _)| !ignored.iter().any(|prefix| name.starts_with(prefix)));
+        misfits(expected, found.map(|(name, entry)| (name.as_str(), entry.shape.as_slice())))
     }
 
-    /// Bytes that the tensors take on `device`.
-    pub(super) fn bytes(&self, device: &Device) -> u64 {
-        let values = |entry: &Entry| entry.shape.iter().product::<usize>() as u64;
-        let size = |entry: &Entry| if device.is_cpu() { DType::F32 } else { entry.dtype }.size_in_bytes() as u64;
-        self.tensors.values().map(|entry| values(entry) * size(entry)).sum()
+    /// Bytes that the tensors take in the types of the files.
+    pub(super) fn bytes(&self) -> u64 {
+        self.tensors.values().map(|entry| entry.len as u64).sum()
     }
 
     /// The values of a tensor, which must be finite: in f32 on the CPU, where bf16 products would widen their operands
@@ -135,17 +163,18 @@ impl Shards {
     /// When it is missing, not finite, or does not fit the device.
     pub(super) fn tensor(&self, name: &str, device: &Device) -> Result<Tensor, ModelError> {
         let entry = self.tensors.get(name).ok_or_else(|| weights(format!("tensor {name} is missing")))?;
+        let dtype = entry.float(name)?;
         let (file_name, file) = &self.files[entry.file];
         let failed = |e: std::io::Error| weights(format!("{file_name}: {e}"));
-        let finite = |bytes: &[u8]| match is_finite(bytes, entry.dtype) {
+        let finite = |bytes: &[u8]| match is_finite(bytes, dtype) {
             true => Ok(()),
             false => Err(weights(format!("tensor {name} holds values that are not finite"))),
         };
-        let width = entry.dtype.size_in_bytes();
+        let width = dtype.size_in_bytes();
         if !device.is_cpu() {
             let map = map(file, entry.offset, Some(entry.len)).map_err(failed)?;
             map.par_chunks(GRAIN * width).try_for_each(finite)?;
-            return Ok(Tensor::from_raw_buffer(&map, entry.dtype, &entry.shape, device)?);
+            return Ok(Tensor::from_raw_buffer(&map, dtype, &entry.shape, device)?);
         }
         let mut values = vec![0.0f32; entry.len / width];
         let mut offset = entry.offset;
@@ -155,7 +184,7 @@ impl Shards {
             offset += map.len() as u64;
             let parts = window.par_chunks_mut(GRAIN).zip(map.par_chunks(GRAIN * width));
             parts.try_for_each(|(values, bytes)| {
-                widen(bytes, entry.dtype, values);
+                widen(bytes, dtype, values);
                 finite(bytes)
             })?;
         }
@@ -187,13 +216,18 @@ impl Shards {
 
     /// The dtypes of the tensors, for the log.
     pub(super) fn dtypes(&self) -> String {
-        let mut count: HashMap<&str, usize> = HashMap::new();
-        for entry in self.tensors.values() {
-            *count.entry(entry.dtype.as_str()).or_default() += 1;
-        }
-        let mut names: Vec<&str> = count.into_keys().collect();
-        names.sort_unstable();
-        names.join(" ")
+        let names: BTreeSet<String> = self.tensors.values().map(|entry| format!("{:?}", entry.dtype)).collect();
+        names.into_iter().collect::<Vec<_>>().join(" ")
+    }
+}
+
+/// What is wrong with a header.
+fn broken(error: &SafeTensorError) -> String {
+    use SafeTensorError::{HeaderTooLarge, HeaderTooSmall, InvalidHeaderLength, MetadataIncompleteBuffer};
+    match error {
+        HeaderTooSmall | HeaderTooLarge | InvalidHeaderLength => format!("not a complete safetensors file: {error}"),
+        MetadataIncompleteBuffer => format!("the file is not complete, download it again: {error}"),
+        _ => format!("the header is malformed: {error}"),
     }
 }
 
@@ -207,15 +241,6 @@ fn map(file: &File, offset: u64, len: Option<usize>) -> std::io::Result<Mmap> {
     // caller returns. Whoever else truncates a checkpoint while it is being loaded ends the process, as with every
     // loader that maps its weights; values that merely change are caught or harmless, since every bit pattern is an f32.
     unsafe { options.map(file) }
-}
-
-fn dtype(dtype: safetensors::Dtype) -> Option<DType> {
-    match dtype {
-        safetensors::Dtype::F32 => Some(DType::F32),
-        safetensors::Dtype::BF16 => Some(DType::BF16),
-        safetensors::Dtype::F16 => Some(DType::F16),
-        _ => None,
-    }
 }
 
 fn weights(message: String) -> ModelError {
