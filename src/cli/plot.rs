@@ -38,9 +38,9 @@ impl Sheet {
         self.picture
     }
 
-    /// A heading, so many pixels from the left of the frame.
-    pub fn heading(&mut self, from_left: i32, text: &str, colour: Rgb<u8>) {
-        self.text(FRAME[0] + from_left, FRAME[1] - 40, text, colour);
+    /// A heading in line 0 or 1, so many pixels from the left of the frame.
+    pub fn heading(&mut self, (line, from_left): (i32, i32), text: &str, colour: Rgb<u8>) {
+        self.text(FRAME[0] + from_left, FRAME[1] - 45 + 22 * line, text, colour);
     }
 
     /// A line through `points`, two pixels thick; shares are clamped to the frame by whoever has them.

@@ -13,8 +13,8 @@ const CORRECT: Rgb<u8> = Rgb([200, 130, 40]);
 pub fn draw(report: &Report) -> RgbImage {
     let most = report.versions.iter().map(|version| version.at_s / 60.0).fold(report.minutes, f64::max).max(0.1);
     let mut sheet = Sheet::new(most, "minutes");
-    sheet.heading(0, &format!("{}: {}", report.task.name(), report.task.success()), SUCCESS);
-    sheet.heading(560, "as asked", CORRECT);
+    sheet.heading((0, 0), &format!("{}: {}", report.task.name(), report.task.success()), SUCCESS);
+    sheet.heading((0, 560), "as asked", CORRECT);
     let points = |of: fn(&super::report::Version) -> f64| -> Vec<(f64, f64)> {
         report.versions.iter().map(|version| (version.at_s / 60.0, of(version))).collect()
     };

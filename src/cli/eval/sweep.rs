@@ -207,10 +207,11 @@ impl Sweep {
                 families.push((point.task, &point.family));
             }
         }
-        let mut across = 0;
+        let mut across = [0, 0];
         for ((task, family), colour) in families.into_iter().zip(COLOURS.into_iter().cycle()) {
-            sheet.heading(across, family, colour);
-            across += Sheet::width(family) + 18;
+            let line = usize::from(task != "words");
+            sheet.heading((line as i32, across[line]), family, colour);
+            across[line] += Sheet::width(family) + 18;
             let of = self.points.iter().filter(|point| (point.task, point.family.as_str()) == (task, family));
             let mut line: Vec<&Point> = of.collect();
             line.sort_by(|a, b| a.nfe.total_cmp(&b.nfe));
