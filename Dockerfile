@@ -7,18 +7,18 @@ WORKDIR /src
 COPY Cargo.toml Cargo.lock ./
 RUN mkdir -p src tests \
     && echo 'fn main() {}' > src/main.rs && touch src/lib.rs tests/main.rs \
-    && cargo build --release --locked \
+    && cargo build --profile dist --locked \
     && rm -rf src tests
 COPY . .
 # Sources are older than the empty crate's artefacts when the checkout is; touch makes cargo look.
-RUN mkdir -p tests && touch tests/main.rs src/main.rs src/lib.rs && cargo build --release --locked
+RUN mkdir -p tests && touch tests/main.rs src/main.rs src/lib.rs && cargo build --profile dist --locked
 
 FROM debian:bookworm-slim
 # Reward hooks over https check certificates against the system's.
 RUN apt-get update && apt-get install -y --no-install-recommends ca-certificates && rm -rf /var/lib/apt/lists/* \
     && useradd --system --uid 10001 --home-dir /data --shell /usr/sbin/nologin lacuna \
     && install -d -o lacuna -g lacuna /data
-COPY --from=build /src/target/release/lacuna /usr/local/bin/lacuna
+COPY --from=build /src/target/dist/lacuna /usr/local/bin/lacuna
 COPY --from=build /src/LICENSE-MIT /src/LICENSE-APACHE /usr/share/doc/lacuna/
 USER 10001
 WORKDIR /data

@@ -19,6 +19,7 @@ pub mod health;
 pub mod host;
 pub mod learning;
 pub mod openapi;
+pub mod plot;
 pub mod pretrain;
 pub mod serve;
 pub mod term;

@@ -4,7 +4,6 @@
 
 pub mod client;
 pub mod crowd;
-pub mod font;
 pub mod judge;
 pub mod plot;
 pub mod report;

@@ -18,6 +18,8 @@ use crate::engine::job::TextSampler;
 use crate::starter::eval::{self, Drawn, Options, Report, SceneKind, WordKind};
 use crate::starter::scenes;
 
+pub mod sweep;
+
 /// Images of each kind on a contact sheet.
 const SHEET_PER_KIND: usize = 8;
 
@@ -54,6 +56,12 @@ pub struct EvalArgs {
     /// Commit every token of a text that is at least this confident, instead of a fixed number per step
     #[arg(long, value_name = "P")]
     pub threshold: Option<f64>,
+    /// Compare samplers, steps and guidance instead: what they cost and what they get right, one table
+    #[arg(long, conflicts_with_all = ["sheet", "guidance", "image_steps", "image_sampler", "text_steps", "threshold"])]
+    pub sweep: bool,
+    /// With --sweep: draw what is right over forwards, PNG
+    #[arg(long, value_name = "FILE", requires = "sweep")]
+    pub plot: Option<PathBuf>,
     /// Write a contact sheet of the images, PNG
     #[arg(long, value_name = "FILE")]
     pub sheet: Option<PathBuf>,
@@ -82,6 +90,22 @@ pub fn run(args: &EvalArgs, matches: &ArgMatches) -> anyhow::Result<ExitCode> {
     let grid = model.backbone.spec().image.as_ref().map_or((0, 0), |image| image.grid);
     let options = args.options(grid);
     let bar = progress_bar()?;
+    let progress = |done: usize, total: usize| {
+        bar.set_length(total as u64);
+        bar.set_position(done as u64);
+        if bar.is_hidden() {
+            term::note(format_args!("{done} of {total} prompts"));
+        }
+    };
+    if args.sweep {
+        let report = sweep::run(&model, &options, progress)?;
+        bar.finish_and_clear();
+        if let Some(path) = &args.plot {
+            report.plot().save(path).with_context(|| format!("--plot {}", path.display()))?;
+        }
+        term::line(if args.json { serde_json::to_string_pretty(&report)? } else { report.table() });
+        return Ok(ExitCode::SUCCESS);
+    }
     let mut kept: Vec<Drawn> = Vec::new();
     let mut of_kind = [0; scenes::KINDS.len()];
     let keep = |kind: scenes::Kind, drawn| {
@@ -89,13 +113,6 @@ pub fn run(args: &EvalArgs, matches: &ArgMatches) -> anyhow::Result<ExitCode> {
         if args.sheet.is_some() && *count < SHEET_PER_KIND {
             *count += 1;
             kept.push(drawn);
-        }
-    };
-    let progress = |done: usize, total: usize| {
-        bar.set_length(total as u64);
-        bar.set_position(done as u64);
-        if bar.is_hidden() {
-            term::note(format_args!("{done} of {total} prompts"));
         }
     };
     let report = eval::run(&model, &options, progress, keep)?;

@@ -28,8 +28,9 @@ pub fn with_holes(ids: &[u32], mask_id: u32) -> Slots {
 }
 
 impl Canvas {
-    /// `params.max_tokens` masked tokens after `prefix`, and after these what fills the last of SDAR's blocks. With guidance the unconditional side is the same sequence
-    /// with the given prefix masked (LLaDA), or `negative` in place of the prefix.
+    /// `params.max_tokens` masked tokens after `prefix`, and after these what fills the last of SDAR's blocks. With guidance
+    /// the unconditional side is the same sequence with the given prefix masked (LLaDA), or `negative` in place of the
+    /// prefix.
     ///
     /// # Errors
     /// When a length, an id or a parameter does not fit the model; names the field.

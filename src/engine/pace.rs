@@ -12,7 +12,7 @@ use super::scheduler::Budget;
 /// Ticks after which a tick counts for 1/e, at most a quarter of those there were: the first ones are cold.
 const MEMORY: f64 = 200.0;
 /// Longest tick, unless a single canvas takes longer.
-const LONGEST: Duration = Duration::from_millis(100);
+const LONGEST: Duration = Duration::from_millis(50);
 /// Longest tick that keeps a more important newcomer waiting, unless its fixed cost is more than half of it.
 const SHORT: Duration = Duration::from_millis(8);
 /// Time over which finished canvases are averaged.
@@ -146,7 +146,7 @@ mod tests {
     fn budgets_follow_the_measured_times() {
         assert_eq!(Pace::default().budget(4096), Budget::rows(4096), "nothing is known");
         let budget = learned().budget(4096);
-        assert!(budget.rows.abs_diff(2450) <= 1 && budget.short.abs_diff(150) <= 1, "{budget:?}");
+        assert!(budget.rows.abs_diff(1200) <= 1 && budget.short.abs_diff(150) <= 1, "{budget:?}");
         assert!(budget.fixed.unwrap().abs_diff(50) <= 1, "{budget:?}");
         assert_eq!(learned().budget(100).rows, 100, "never more than is allowed");
         // A large model on a device that takes 30 ms for any small batch: short ticks still pay for themselves.

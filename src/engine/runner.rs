@@ -165,6 +165,7 @@ impl Runner {
             candidate.urgent = left.is_some_and(|left| self.pace.must_end(longest[candidate.class as usize], left));
             if candidate.urgent {
                 running.canvas.rush();
+                candidate.rows = running.canvas.rows();
             }
         }
         self.scheduler.plan(&candidates, budget, now - self.started)

@@ -3,8 +3,9 @@
 //! Lives here: what is kept, and joining it with the keys and values of a batch. Does not: who keeps what for how long
 //! (`diffusion::cache`).
 
-use candle_core::{Result, Tensor};
 use std::sync::Arc;
+
+use candle_core::{Result, Tensor};
 
 use super::{ModelError, Packed, Span};
 

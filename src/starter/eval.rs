@@ -193,8 +193,100 @@ fn scenes_of(
     tick: &mut impl FnMut(usize),
     keep: &mut impl FnMut(Drawn),
 ) -> Result<SceneKind, EvalError> {
-    let codec = model.codec.as_ref().ok_or(EvalError::NoImages)?;
     let (mut strict, mut soft) = (0, 0.0);
+    draw(model, options, kind, tick, &mut |_, example, image| {
+        let verdict = scenes::verify(&image, &example.spec);
+        strict += usize::from(verdict.strict);
+        soft += f64::from(verdict.soft);
+        keep(Drawn { caption: example.caption.clone(), image, passed: verdict.strict });
+    })?;
+    let Share { share, ci95, n } = Share::of(strict, options.n);
+    Ok(SceneKind { strict: share, ci95, soft: soft / n.max(1) as f64, n })
+}
+
+fn words_of(
+    model: &Model,
+    options: &Options,
+    kind: words::Kind,
+    split: words::Split,
+    tick: &mut impl FnMut(usize),
+) -> Result<WordKind, EvalError> {
+    let (mut right, mut chains) = (0, 0);
+    answer(model, options, (kind, split), tick, &mut |_, problem, text| {
+        let verdict = words::verify(text, problem.answer);
+        right += usize::from(verdict.correct);
+        chains += usize::from(verdict.correct && verdict.chain_ok);
+    })?;
+    let Share { share, ci95, n } = Share::of(right, options.n);
+    Ok(WordKind { accuracy: share, ci95, chain: chains as f64 / n.max(1) as f64, n })
+}
+
+/// What the completions of a task took and which of them were right, in the order of the prompts: the same prompts for
+/// the same `n` and `seed`, so that two settings can be compared prompt by prompt.
+#[derive(Debug, Clone, Default)]
+pub struct Marks {
+    /// Right or not.
+    pub right: Vec<bool>,
+    /// Forwards that completions took part in, in sum.
+    pub forwards: u64,
+    /// Rows evaluated, guidance included.
+    pub positions: u64,
+    /// Tokens of the results.
+    pub tokens: u64,
+}
+
+impl Marks {
+    fn note(&mut self, canvas: &Canvas, right: bool) {
+        self.right.push(right);
+        self.forwards += u64::from(canvas.forwards());
+        self.positions += canvas.positions_evaluated();
+        self.tokens += canvas.tokens().len() as u64;
+    }
+
+    /// The share that was right.
+    #[must_use]
+    pub fn share(&self) -> Share {
+        Share::of(self.right.iter().filter(|right| **right).count(), self.right.len())
+    }
+}
+
+/// Held-out word problems of all kinds with the settings of `options`.
+///
+/// # Errors
+/// As [`run`].
+pub fn words_marks(model: &Model, options: &Options, tick: &mut impl FnMut(usize)) -> Result<Marks, EvalError> {
+    let mut marks = Marks::default();
+    for kind in words::Kind::ALL {
+        answer(model, options, (kind, words::Split::HeldOut), tick, &mut |canvas, problem, text| {
+            marks.note(canvas, words::verify(text, problem.answer).correct);
+        })?;
+    }
+    Ok(marks)
+}
+
+/// Held-out captions of all kinds with the settings of `options`.
+///
+/// # Errors
+/// As [`run`].
+pub fn scenes_marks(model: &Model, options: &Options, tick: &mut impl FnMut(usize)) -> Result<Marks, EvalError> {
+    let mut marks = Marks::default();
+    for kind in KINDS {
+        draw(model, options, kind, tick, &mut |canvas, example, image| {
+            marks.note(canvas, scenes::verify(&image, &example.spec).strict);
+        })?;
+    }
+    Ok(marks)
+}
+
+/// Draws held-out captions of a kind; `each` sees every finished canvas, what was asked for, and the picture.
+fn draw(
+    model: &Model,
+    options: &Options,
+    kind: scenes::Kind,
+    tick: &mut impl FnMut(usize),
+    each: &mut impl FnMut(&Canvas, &scenes::Example, RgbImage),
+) -> Result<(), EvalError> {
+    let codec = model.codec.as_ref().ok_or(EvalError::NoImages)?;
     let base = mix64(options.seed ^ mix64(kind as u64 + 1));
     let examples: Vec<_> = (0..options.n as u64)
         .map(|i| scenes::sample(&mut Stream::new(base, i), kind, scenes::Split::HeldOut))
@@ -209,26 +301,21 @@ fn scenes_of(
         }
         complete(&*model.backbone, &mut canvases, MAX_ROWS)?;
         for (canvas, example) in canvases.iter().zip(part) {
-            let image = codec.decode(&canvas.tokens(), options.image.grid)?;
-            let verdict = scenes::verify(&image, &example.spec);
-            strict += usize::from(verdict.strict);
-            soft += f64::from(verdict.soft);
-            keep(Drawn { caption: example.caption.clone(), image, passed: verdict.strict });
+            each(canvas, example, codec.decode(&canvas.tokens(), options.image.grid)?);
         }
         tick(part.len());
     }
-    let Share { share, ci95, n } = Share::of(strict, options.n);
-    Ok(SceneKind { strict: share, ci95, soft: soft / n.max(1) as f64, n })
+    Ok(())
 }
 
-fn words_of(
+/// Answers held-out word problems of a kind; `each` sees every finished canvas, the problem, and the text.
+fn answer(
     model: &Model,
     options: &Options,
-    kind: words::Kind,
-    split: words::Split,
+    (kind, split): (words::Kind, words::Split),
     tick: &mut impl FnMut(usize),
-) -> Result<WordKind, EvalError> {
-    let (mut right, mut chains) = (0, 0);
+    each: &mut impl FnMut(&Canvas, &words::Problem, &str),
+) -> Result<(), EvalError> {
     let base = mix64(options.seed ^ mix64(1000 + 10 * split as u64 + kind as u64));
     let problems: Vec<_> =
         (0..options.n as u64).map(|i| words::sample(&mut Stream::new(base, i), kind, split)).collect();
@@ -241,14 +328,11 @@ fn words_of(
         }
         complete(&*model.backbone, &mut canvases, MAX_ROWS)?;
         for (canvas, problem) in canvases.iter().zip(part) {
-            let verdict = words::verify(&model.tokenizer.decode(&canvas.tokens()), problem.answer);
-            right += usize::from(verdict.correct);
-            chains += usize::from(verdict.correct && verdict.chain_ok);
+            each(canvas, problem, &model.tokenizer.decode(&canvas.tokens()));
         }
         tick(part.len());
     }
-    let Share { share, ci95, n } = Share::of(right, options.n);
-    Ok(WordKind { accuracy: share, ci95, chain: chains as f64 / n.max(1) as f64, n })
+    Ok(())
 }
 
 #[cfg(test)]

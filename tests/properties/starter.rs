@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
+use lacuna::diffusion::cache::Caches;
 use lacuna::diffusion::canvas::Canvas;
 use lacuna::diffusion::denoise::{Denoiser, Savings, complete};
 use lacuna::diffusion::frame::given;
@@ -13,14 +14,14 @@ use lacuna::models::Model;
 use lacuna::models::lora::{Lora, Pair, Target};
 use lacuna::starter::{model, scenes, words};
 
-pub(super) fn text(model: &Model, s: &mut Stream) -> Canvas {
+/// An unguided one may be of any of these fidelities.
+pub(super) fn text(model: &Model, s: &mut Stream, fidelities: &[Fidelity]) -> Canvas {
     let problem = words::sample_mixed(s, words::Split::Train);
     let blocks = 1 + s.below(2);
     let max_tokens = 8 * blocks * (1 + s.below(2));
     let samplers =
         [TextSampler::LowConfidence, TextSampler::Random, TextSampler::Threshold { threshold: 0.5 + 0.4 * s.unit() }];
     let guidance_scale = if s.chance(0.3) { 1.0 } else { 0.0 };
-    let fidelities = [Fidelity::Exact, Fidelity::Prefix, Fidelity::Dual];
     let params = TextParams {
         max_tokens,
         steps: max_tokens / (1 + s.below(2)),
@@ -32,7 +33,7 @@ pub(super) fn text(model: &Model, s: &mut Stream) -> Canvas {
         ends: Ends::default(),
         guidance_scale,
         stop_at_eos: s.chance(0.7),
-        fidelity: if guidance_scale > 0.0 { Fidelity::Exact } else { fidelities[s.below(3)] },
+        fidelity: if guidance_scale > 0.0 { Fidelity::Exact } else { fidelities[s.below(fidelities.len())] },
         stop: vec![],
     };
     let prefix = given(&model.layout.text_prefix(&model.tokenizer.encode(&problem.question).unwrap()));
@@ -82,12 +83,13 @@ fn any_mix_on_the_built_in_model_gives_the_tokens_of_each_alone() {
     let model = model::load(&Device::Cpu).unwrap();
     let backbone = &*model.backbone;
     let adapters = [None, Some(adapter(&model, 16, &Target::ALL)), Some(adapter(&model, 1, &[Target::V, Target::Up]))];
+    let fidelities = [Fidelity::Exact, Fidelity::Prefix, Fidelity::Dual];
     let (mut compared, mut changed) = (0, 0);
     for case in 0..60 {
         let mut s = Stream::new(0x57A7, case);
         let start: Vec<Canvas> = (0..2 + s.below(6))
             .map(|_| {
-                let canvas = if s.chance(0.5) { text(&model, &mut s) } else { image(&model, &mut s) };
+                let canvas = if s.chance(0.5) { text(&model, &mut s, &fidelities) } else { image(&model, &mut s) };
                 canvas.with_adapter(adapters[s.below(3)].clone())
             })
             .collect();
@@ -112,7 +114,7 @@ fn any_mix_on_the_built_in_model_gives_the_tokens_of_each_alone() {
         // Joins at any tick, pauses at any step, in any order.
         let joins: Vec<usize> = start.iter().map(|_| s.below(6)).collect();
         let mut canvases = start;
-        let mut denoiser = Denoiser::default();
+        let mut denoiser = Denoiser::new(Caches::new([0, 300_000, 1 << 30][s.below(3)]));
         for tick in 0.. {
             if canvases.iter().all(|c| c.finish().is_some()) {
                 break;

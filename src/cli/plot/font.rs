@@ -47,7 +47,9 @@ mod tests {
 
     #[test]
     fn every_word_of_a_plot_has_its_letters() {
-        for letter in "share of blue right pictures answers minutes as asked taste@12 95 % interval".chars() {
+        for letter in
+            "share of blue right pictures answers minutes as asked taste@12 95 % interval forwards low_confidence threshold factor guidance entropy_bounded prefix dual".chars()
+        {
             assert!(GLYPHS.iter().any(|(known, _)| *known == letter), "{letter:?}");
         }
     }
