@@ -44,6 +44,11 @@ impl Rows {
         Self { rows, row_lines, blocks, lines, scales }
     }
 
+    /// Number of rows.
+    pub(super) fn len(&self) -> usize {
+        self.rows
+    }
+
     /// Number of groups.
     pub(super) fn groups(&self) -> usize {
         self.rows.div_ceil(ROWS)
