@@ -79,9 +79,13 @@ impl Format {
     #[must_use]
     pub fn bytes(self, outputs: usize, inputs: usize) -> usize {
         let row_lines = row_lines(inputs, self);
-        let blocks = if self == Self::Int8 { row_lines.div_ceil(self.depth()) } else { 0 };
-        let marks = blocks * (size_of::<[f32; COLS]>() + size_of::<[i32; COLS]>());
+        let marks = self.blocks(inputs) * (size_of::<[f32; COLS]>() + size_of::<[i32; COLS]>());
         outputs.div_ceil(COLS) * (row_lines * COLS * size_of::<Line>() + marks)
+    }
+
+    /// Blocks with scales in a row of so many values.
+    fn blocks(self, inputs: usize) -> usize {
+        if self == Self::Int8 { inputs.div_ceil(BLOCK) } else { 0 }
     }
 
     /// Lines of a row of x that a panel is passed with at a time. Of int8 it is a block with its scale, else what keeps
@@ -118,7 +122,7 @@ impl Panels {
             return Err(GemmError::View { rows: outputs, cols: inputs, strides: (inputs, 1), len: weight.len() });
         }
         let row_lines = row_lines(inputs, format);
-        let (panels, blocks) = (outputs.div_ceil(COLS), row_lines.div_ceil(format.depth()));
+        let (panels, blocks) = (outputs.div_ceil(COLS), format.blocks(inputs));
         let mut lines = vec![Line([0; LANES]); panels * row_lines * COLS];
         let sources = weight.par_chunks(COLS * inputs);
         let targets = lines.par_chunks_mut(row_lines * COLS);
@@ -247,7 +251,7 @@ impl Panels {
     fn multiply(&self, kernel: Kernel, panel: usize, x: &Rows, groups: Range<usize>, sums: &mut [Sums; GROUPS]) {
         let (lines, scales, offsets) = self.parts(panel);
         let depth = self.format.depth();
-        *sums = [Sums::ZERO; GROUPS];
+        sums[..groups.len()].fill(Sums::ZERO);
         for (block, w) in lines.chunks(depth * COLS).enumerate() {
             let range = block * depth..block * depth + w.len() / COLS;
             for (group, sums) in groups.clone().zip(sums.iter_mut()) {
@@ -266,10 +270,7 @@ impl Panels {
     /// A panel's lines, scales and offsets.
     fn parts(&self, panel: usize) -> (&[Line], &[[f32; COLS]], &[[i32; COLS]]) {
         let row_lines = row_lines(self.inputs, self.format);
-        let blocks = match self.format {
-            Format::Int8 => row_lines.div_ceil(self.format.depth()),
-            _ => 0,
-        };
+        let blocks = self.format.blocks(self.inputs);
         let lines = &self.lines[panel * row_lines * COLS..][..row_lines * COLS];
         let blocks = panel * blocks..(panel + 1) * blocks;
         (lines, &self.scales[blocks.clone()], &self.offsets[blocks])
