@@ -292,3 +292,20 @@ fn openapi_prints_the_committed_document() {
     let committed = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/openapi/openapi.json")).unwrap();
     assert_eq!(stdout(&["openapi"], &[]), committed);
 }
+
+/// What is shipped (the profile `dist`) is this without symbols, and smaller still: the model is in it.
+#[test]
+fn the_program_is_small() {
+    if cfg!(debug_assertions) {
+        return;
+    }
+    let folder = TempDir::new().unwrap();
+    let stripped = folder.path().join("lacuna");
+    let output = Command::new("strip").arg("-o").arg(&stripped).arg(env!("CARGO_BIN_EXE_lacuna")).output();
+    if !output.is_ok_and(|output| output.status.success()) {
+        eprintln!("skipped: no strip; install binutils");
+        return;
+    }
+    let megabytes = std::fs::metadata(&stripped).unwrap().len() as f64 / 1e6;
+    assert!(megabytes < 44.0, "{megabytes:.1} MB without symbols");
+}

@@ -225,7 +225,9 @@ impl Shards {
 fn broken(error: &SafeTensorError) -> String {
     use SafeTensorError::{HeaderTooLarge, HeaderTooSmall, InvalidHeaderLength, MetadataIncompleteBuffer};
     match error {
-        HeaderTooSmall | HeaderTooLarge | InvalidHeaderLength => format!("not a safetensors file, or not a complete one: {error}"),
+        HeaderTooSmall | HeaderTooLarge | InvalidHeaderLength => {
+            format!("not a safetensors file, or not a complete one: {error}")
+        }
         MetadataIncompleteBuffer => format!("the file is not complete, download it again: {error}"),
         _ => format!("the header is malformed: {error}"),
     }
