@@ -316,8 +316,10 @@ mod tests {
                     Ok((y.detach(), grads.get(&x).unwrap().clone()))
                 };
                 let ((y, dx), (want_y, want_dx)) = (run(&packed)?, run(&plain)?);
-                // Rows are rounded, too, when an exact product is computed in a smaller format.
-                let tolerance = if precision == Precision::Exact && format != Format::F32 { 0.02 } else { 1e-5 };
+                // A smaller format rounds rows, too. The largest values of one are about 3, so int8 is off by 3/127/√12,
+                // and 52 products with weights of 0.15 by 0.008; of some thousands none by seven times that.
+                let rounded = precision == Precision::Exact && format != Format::F32;
+                let tolerance = if rounded { 0.056 } else { 1e-5 };
                 crate::models::nn::tests::close(&y, &want_y, tolerance)?;
                 crate::models::nn::tests::close(&dx, &want_dx, 1e-5)?;
             }

@@ -26,14 +26,14 @@ fn largest(x: &[f32]) -> f64 {
 /// What an output may differ by from the sum of x·w in f64.
 ///
 /// f32: k roundings of partial sums, none of which exceeds Σ|x·w|. bf16: besides, two factors rounded to eight bits,
-/// 2⁻⁹ each, relative. int8: factors are off by half a unit, a 254th of the block's largest magnitude, which makes
+/// 2⁻⁸ each, relative. int8: factors are off by half a unit, a 254th of the block's largest magnitude, which makes
 /// |Δx|·|w| + |x|·|Δw| + |Δx|·|Δw| a product; sums of a block are exact, then there are two roundings a block.
 fn bound(format: Format, x: &[f32], w: &[f32]) -> f64 {
     let norm: f64 = x.iter().zip(w).map(|(x, w)| (f64::from(*x) * f64::from(*w)).abs()).sum();
     let sums = norm * (x.len() + 2) as f64 * 2f64.powi(-24);
     match format {
         Format::F32 => sums,
-        Format::Bf16 => 1.01 * norm * 2.0 * 2f64.powi(-9) + 2.0 * sums,
+        Format::Bf16 => 1.002 * norm * 2.0 * 2f64.powi(-8) + 2.0 * sums,
         Format::Int8 => {
             let blocks = x.chunks(BLOCK).zip(w.chunks(BLOCK));
             let error = blocks.map(|(x, w)| {
