@@ -88,12 +88,12 @@ pub enum DeviceKind {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum WeightFormat {
-    /// f32, exact.
+    /// Exact.
     #[default]
     F32,
-    /// Weights and activations of products rounded to bf16: half the memory.
+    /// Weights and activations rounded to bf16: half the memory.
     Bf16,
-    /// Weights and activations of products rounded to 8 bits, each 256 with a scale: a quarter of the memory.
+    /// Weights and activations rounded to 8 bits, 256 to a scale: a quarter of the memory.
     Int8,
 }
 
@@ -116,7 +116,7 @@ pub struct Engine {
     /// Device that computes
     #[arg(long, env = "LACUNA_DEVICE", value_enum, default_value_t = Engine::default().device)]
     pub device: DeviceKind,
-    /// How weights are kept on a CPU; less than f32 is faster and rounds activations, too (a GPU keeps the file's type)
+    /// How the weights of products are kept on a CPU; less than f32 is faster (a GPU keeps the file's types)
     #[arg(long, env = "LACUNA_WEIGHTS", value_enum, default_value_t = Engine::default().weights)]
     pub weights: WeightFormat,
     /// CPU threads of the engine [default: one per core]

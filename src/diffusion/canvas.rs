@@ -364,10 +364,11 @@ impl Canvas {
         &self.ids[..self.body.start]
     }
 
-    /// Positions of the returned part that belong to the result: all, or those before the end.
+    /// Positions of the returned part that belong to the result: all, or those before the end, which may be in a hole
+    /// of the prompt.
     fn result(&self) -> Range<usize> {
         let end = if self.stop_at_eos { self.end } else { None };
-        self.body.start..end.unwrap_or(self.body.end)
+        self.body.start..end.map_or(self.body.end, |end| end.max(self.body.start))
     }
 
     /// The result: ids of text up to its end, or codes row by row. Meaningful once [`Canvas::finish`] is set.

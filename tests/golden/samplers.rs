@@ -1,5 +1,5 @@
-//! Every greedy run of Dream's samplers, of Fast-dLLM without its caches (with: `caches.rs`), and of MMaDA's images: identical in tokens and in
-//! the order of commits, alone and mixed with each other.
+//! Every greedy run of Dream's samplers, of Fast-dLLM without its caches (with them: `caches.rs`) and of MMaDA's images:
+//! identical in tokens and in the order of commits, alone and mixed with each other.
 
 use std::ops::Range;
 use std::sync::Arc;

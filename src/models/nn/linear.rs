@@ -154,10 +154,8 @@ impl CustomOp1 for PackedLinear {
             let weight = self.weight.unpack()?;
             return product(x, MatRef::new(&weight, out, self.weight.inputs()).t(), Precision::Mixed);
         }
-        let mut y = vec![0.0; x.rows * out];
-        let done = self.weight.panels.product(x.data, x.rows, self.weight.rows.clone(), &mut y);
-        done.map_err(candle_core::Error::wrap)?;
-        Ok((CpuStorage::F32(y), Shape::from((x.rows, out))))
+        let y = self.weight.panels.product(x.data, x.rows, self.weight.rows.clone());
+        Ok((CpuStorage::F32(y.map_err(candle_core::Error::wrap)?), Shape::from((x.rows, out))))
     }
 
     fn bwd(&self, _: &Tensor, _: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {

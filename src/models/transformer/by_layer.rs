@@ -72,7 +72,7 @@ mod tests {
     use super::*;
     use crate::diffusion::rng::Stream;
     use crate::models::lora::{Lora, Pair, Target};
-    use crate::models::nn::Precision;
+    use crate::models::nn::{Format, Precision, Products};
     use crate::models::shape::{TransformerConfig, Variant};
 
     fn config() -> TransformerConfig {
@@ -149,11 +149,21 @@ mod tests {
             let mut var = |shape| Var::from_tensor(&random(shape, 0.4, &mut stream)).unwrap();
             vars.push((layer, target, var((3, width)), var((out, 3))));
         }
-        for precision in [Precision::Exact, Precision::Mixed] {
-            let transformer = Transformer::new(config.clone(), precision, |name| tensors.get(name).cloned()).unwrap();
+        let packed = |precision, format| Products { precision, format: Some(format) };
+        let [_, of_tensors, of_panels, ..] = [
+            Precision::Exact.into(),
+            Precision::Mixed.into(),
+            packed(Precision::Mixed, Format::F32),
+            packed(Precision::Mixed, Format::Int8),
+            packed(Precision::Exact, Format::Bf16),
+        ]
+        .map(|products: Products| {
+            let transformer = Transformer::new(config.clone(), products, |name| tensors.get(name).cloned()).unwrap();
             let (plain, layered) = (gradients(&transformer, &vars, false), gradients(&transformer, &vars, true));
-            assert!(plain == layered, "{precision:?}");
+            assert!(plain == layered, "{products:?}");
             assert!(plain.iter().all(|gradient| gradient.iter().any(|bits| f32::from_bits(*bits) != 0.0)));
-        }
+            plain
+        });
+        assert!(of_tensors == of_panels, "learning does not see that the weights it shares are packed");
     }
 }

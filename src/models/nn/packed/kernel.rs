@@ -89,9 +89,13 @@ impl Kernel {
     #[cfg(test)]
     pub(super) fn native_bf16(self) -> bool {
         #[cfg(target_arch = "x86_64")]
-        return self.set == Set::Avx512 && self.format == Format::Bf16;
+        {
+            self.set == Set::Avx512 && self.format == Format::Bf16
+        }
         #[cfg(not(target_arch = "x86_64"))]
-        false
+        {
+            false
+        }
     }
 
     /// The format it multiplies.

@@ -79,9 +79,13 @@ impl Format {
     #[must_use]
     pub fn bytes(self, outputs: usize, inputs: usize) -> usize {
         let row_lines = row_lines(inputs, self);
-        let blocks = if self == Self::Int8 { row_lines.div_ceil(self.depth()) } else { 0 };
-        let marks = blocks * (size_of::<[f32; COLS]>() + size_of::<[i32; COLS]>());
+        let marks = self.blocks(inputs) * (size_of::<[f32; COLS]>() + size_of::<[i32; COLS]>());
         outputs.div_ceil(COLS) * (row_lines * COLS * size_of::<Line>() + marks)
+    }
+
+    /// Blocks with scales in a row of so many values.
+    fn blocks(self, inputs: usize) -> usize {
+        if self == Self::Int8 { inputs.div_ceil(BLOCK) } else { 0 }
     }
 
     /// Lines of a row of x that a panel is passed with at a time. Of int8 it is a block with its scale, else what keeps
@@ -118,7 +122,7 @@ impl Panels {
             return Err(GemmError::View { rows: outputs, cols: inputs, strides: (inputs, 1), len: weight.len() });
         }
         let row_lines = row_lines(inputs, format);
-        let (panels, blocks) = (outputs.div_ceil(COLS), row_lines.div_ceil(format.depth()));
+        let (panels, blocks) = (outputs.div_ceil(COLS), format.blocks(inputs));
         let mut lines = vec![Line([0; LANES]); panels * row_lines * COLS];
         let sources = weight.par_chunks(COLS * inputs);
         let targets = lines.par_chunks_mut(row_lines * COLS);
@@ -191,8 +195,8 @@ impl Panels {
     ///
     /// # Errors
     /// When the shapes do not fit.
-    pub fn product(&self, x: &[f32], rows: usize, outputs: Range<usize>, out: &mut [f32]) -> Result<(), GemmError> {
-        self.product_with(Kernel::best(self.format), x, rows, outputs, out)
+    pub fn product(&self, x: &[f32], rows: usize, outputs: Range<usize>) -> Result<Vec<f32>, GemmError> {
+        self.product_with(Kernel::best(self.format), x, rows, outputs)
     }
 
     fn product_with(
@@ -201,21 +205,27 @@ impl Panels {
         x: &[f32],
         rows: usize,
         outputs: Range<usize>,
-        out: &mut [f32],
-    ) -> Result<(), GemmError> {
+    ) -> Result<Vec<f32>, GemmError> {
         self.check(&outputs)?;
         if rows.checked_mul(self.inputs) != Some(x.len()) {
             return Err(GemmError::View { rows, cols: self.inputs, strides: (self.inputs, 1), len: x.len() });
         }
-        if rows.checked_mul(outputs.len()) != Some(out.len()) {
-            return Err(GemmError::Output { rows, cols: outputs.len(), len: out.len() });
+        let len = rows * outputs.len();
+        // Not filled with zeros first, which would cost as much as writing the result.
+        let mut out = Vec::with_capacity(len);
+        if len > 0 {
+            let to = Output { start: out.as_mut_ptr(), len, width: outputs.len() };
+            self.product_into(kernel, &Rows::pack(x, self.inputs, kernel), outputs, &to);
         }
-        if out.is_empty() {
-            return Ok(());
-        }
-        let x = Rows::pack(x, self.inputs, kernel);
+        // SAFETY: every column of every row has been written: the strips cover all panels that have any of `outputs`,
+        // and the groups all rows.
+        unsafe { out.set_len(len) };
+        Ok(out)
+    }
+
+    /// Writes all columns of all rows.
+    fn product_into(&self, kernel: Kernel, x: &Rows, outputs: Range<usize>, out: &Output) {
         let panels = outputs.start / COLS..outputs.end.div_ceil(COLS);
-        let out = Output { start: out.as_mut_ptr(), len: out.len(), width: outputs.len() };
         let strip = panels.len().div_ceil(TASKS * rayon::current_num_threads()).max(1);
         let strips: Vec<_> = panels.clone().step_by(strip).map(|at| at..panels.end.min(at + strip)).collect();
         strips.into_par_iter().for_each(|strip| {
@@ -223,10 +233,10 @@ impl Panels {
             for group in (0..x.groups()).step_by(GROUPS) {
                 let groups = group..x.groups().min(group + GROUPS);
                 for panel in strip.clone() {
-                    self.multiply(kernel, panel, &x, groups.clone(), &mut sums);
+                    self.multiply(kernel, panel, x, groups.clone(), &mut sums);
                     let columns = Self::columns(panel, &outputs);
                     let at = panel * COLS + columns.start - outputs.start;
-                    for (row, sums) in (group * ROWS..rows).zip(sums.iter().flat_map(|sums| &sums.0)) {
+                    for (row, sums) in (group * ROWS..x.len()).zip(sums.iter().flat_map(|sums| &sums.0)) {
                         let sums = &sums.as_flattened()[columns.clone()];
                         // SAFETY: strips have no panel in common, so nobody else writes these columns; the row is one
                         // of the output's, and the columns lie within its width.
@@ -235,14 +245,13 @@ impl Panels {
                 }
             }
         });
-        Ok(())
     }
 
     /// The sums of a panel's outputs for groups of rows.
     fn multiply(&self, kernel: Kernel, panel: usize, x: &Rows, groups: Range<usize>, sums: &mut [Sums; GROUPS]) {
         let (lines, scales, offsets) = self.parts(panel);
         let depth = self.format.depth();
-        *sums = [Sums::ZERO; GROUPS];
+        sums[..groups.len()].fill(Sums::ZERO);
         for (block, w) in lines.chunks(depth * COLS).enumerate() {
             let range = block * depth..block * depth + w.len() / COLS;
             for (group, sums) in groups.clone().zip(sums.iter_mut()) {
@@ -261,10 +270,7 @@ impl Panels {
     /// A panel's lines, scales and offsets.
     fn parts(&self, panel: usize) -> (&[Line], &[[f32; COLS]], &[[i32; COLS]]) {
         let row_lines = row_lines(self.inputs, self.format);
-        let blocks = match self.format {
-            Format::Int8 => row_lines.div_ceil(self.format.depth()),
-            _ => 0,
-        };
+        let blocks = self.format.blocks(self.inputs);
         let lines = &self.lines[panel * row_lines * COLS..][..row_lines * COLS];
         let blocks = panel * blocks..(panel + 1) * blocks;
         (lines, &self.scales[blocks.clone()], &self.offsets[blocks])
@@ -314,10 +320,12 @@ impl Output {
         let first = row * self.width + at;
         debug_assert!(at + values.len() <= self.width && first + values.len() <= self.len);
         // SAFETY: the caller keeps to an existing row and to columns within the width, so this is inside the output,
-        // which `product` borrows mutably for as long as this exists; `values` are on a thread's stack.
+        // whose memory `product_with` keeps for as long as this exists; `values` are on a thread's stack.
         unsafe { std::ptr::copy_nonoverlapping(values.as_ptr(), self.start.add(first), values.len()) }
     }
 }
 
+#[cfg(test)]
+mod speed;
 #[cfg(test)]
 mod tests;

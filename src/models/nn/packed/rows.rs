@@ -27,13 +27,12 @@ impl Rows {
     pub(super) fn pack(x: &[f32], inputs: usize, kernel: Kernel) -> Self {
         let format = kernel.format();
         let (rows, row_lines) = (x.len() / inputs, row_lines(inputs, format));
-        let (groups, blocks) = (rows.div_ceil(ROWS), row_lines.div_ceil(format.depth()));
+        let (groups, blocks) = (rows.div_ceil(ROWS), format.blocks(inputs));
         let mut lines = vec![Line([0; LANES]); groups * row_lines * ROWS];
-        let scaled = if format == Format::Int8 { groups * blocks } else { 0 };
-        let mut scales = vec![[0.0; ROWS]; scaled];
+        let mut scales = vec![[0.0; ROWS]; groups * blocks];
         // A format without scales has empty ones, so that all formats go one way.
-        let mut unscaled = vec![[[0.0; ROWS]; 0]; if scaled == 0 { groups } else { 0 }];
-        let marks = scales.chunks_mut(blocks).chain(unscaled.iter_mut().map(|none| &mut none[..]));
+        let mut unscaled = vec![[[0.0; ROWS]; 0]; if blocks == 0 { groups } else { 0 }];
+        let marks = scales.chunks_mut(blocks.max(1)).chain(unscaled.iter_mut().map(|none| &mut none[..]));
         let tasks: Vec<_> = x.chunks(ROWS * inputs).zip(lines.chunks_mut(row_lines * ROWS)).zip(marks).collect();
         let least = GRAIN.div_ceil(ROWS * inputs);
         tasks.into_par_iter().with_min_len(least).for_each(|((x, lines), scales)| {
@@ -42,6 +41,11 @@ impl Rows {
             }
         });
         Self { rows, row_lines, blocks, lines, scales }
+    }
+
+    /// Number of rows.
+    pub(super) fn len(&self) -> usize {
+        self.rows
     }
 
     /// Number of groups.
