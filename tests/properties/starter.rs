@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
+use lacuna::api::defaults::Defaults;
 use lacuna::diffusion::cache::Caches;
 use lacuna::diffusion::canvas::Canvas;
 use lacuna::diffusion::denoise::{Denoiser, Savings, complete};
@@ -12,6 +13,7 @@ use lacuna::diffusion::params::{Ends, Fidelity, ImageParams, ImageSampler, Sched
 use lacuna::diffusion::rng::Stream;
 use lacuna::models::Model;
 use lacuna::models::lora::{Lora, Pair, Target};
+use lacuna::starter::eval::{Marks, Options, words_marks};
 use lacuna::starter::{model, scenes, words};
 
 /// An unguided one may be of any of these fidelities.
@@ -182,4 +184,20 @@ fn quality_grows_with_the_time_to_a_deadline() {
     // A prompt or two may go either way; the course may not.
     assert!(right.windows(2).all(|pair| pair[1] + 3 >= pair[0]), "{right:?}");
     assert!(right[4] > right[0] + 8 && right[4] > 108, "{right:?}");
+}
+
+/// Committing what the model is sure of takes far fewer forwards than the served plan and loses no answers.
+#[test]
+fn a_threshold_saves_forwards_and_no_answers() {
+    let model = model::load(&Device::Cpu).unwrap();
+    let defaults = Defaults::default();
+    let served = Options { n: 20, seed: 3, text: defaults.text.params(), image: defaults.image.params((8, 8)) };
+    let sampler = TextSampler::Threshold { threshold: defaults.text.threshold };
+    let text = TextParams { sampler, steps: served.text.max_tokens, ..served.text.clone() };
+    let sure = Options { text, ..served.clone() };
+    let marks = |options| words_marks(&model, options, &mut |_| {}).unwrap();
+    let (served, sure) = (marks(&served), marks(&sure));
+    let right = |marks: &Marks| marks.right.iter().filter(|right| **right).count();
+    assert!(right(&sure) + 1 >= right(&served), "{} right answers, {} as served", right(&sure), right(&served));
+    assert!(2 * served.forwards >= 5 * sure.forwards, "{} forwards, {} as served", sure.forwards, served.forwards);
 }
