@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
+use lacuna::api::defaults::Defaults;
 use lacuna::diffusion::cache::Caches;
 use lacuna::diffusion::canvas::Canvas;
 use lacuna::diffusion::denoise::{Denoiser, Savings, complete};
@@ -12,6 +13,7 @@ use lacuna::diffusion::params::{Ends, Fidelity, ImageParams, ImageSampler, Sched
 use lacuna::diffusion::rng::Stream;
 use lacuna::models::Model;
 use lacuna::models::lora::{Lora, Pair, Target};
+use lacuna::starter::eval::{Marks, Options, words_marks};
 use lacuna::starter::{model, scenes, words};
 
 /// An unguided one may be of any of these fidelities.
@@ -134,4 +136,68 @@ fn any_mix_on_the_built_in_model_gives_the_tokens_of_each_alone() {
         }
     }
     assert!(compared > 200 && changed > 20, "{compared} canvases compared, adapters mattered in {changed} mixes");
+}
+
+/// A deadline costs quality by how early it comes: shares of right answers to the same prompts when everything is committed
+/// after so many steps.
+#[test]
+fn quality_grows_with_the_time_to_a_deadline() {
+    let model = model::load(&Device::Cpu).unwrap();
+    let backbone = &*model.backbone;
+    let params = TextParams {
+        max_tokens: 32,
+        steps: 16,
+        block_length: 8,
+        temperature: 0.0,
+        top_p: 1.0,
+        top_k: 0,
+        sampler: TextSampler::LowConfidence,
+        ends: Ends::default(),
+        guidance_scale: 0.0,
+        stop_at_eos: true,
+        fidelity: Fidelity::Exact,
+        stop: vec![],
+    };
+    let problems: Vec<_> = (0..120)
+        .map(|i| words::sample(&mut Stream::new(0xDEAD, i), words::Kind::TwoStep, words::Split::HeldOut))
+        .collect();
+    let right_after = |steps: usize| {
+        let start = problems.iter().zip(0..).map(|(problem, seed)| {
+            let prefix = given(&model.layout.text_prefix(&model.tokenizer.encode(&problem.question).unwrap()));
+            Canvas::text(backbone.spec(), prefix, None, &params, seed).unwrap()
+        });
+        let (mut canvases, mut denoiser): (Vec<Canvas>, _) = (start.collect(), Denoiser::default());
+        for step in 0..=steps {
+            let mut batch: Vec<&mut Canvas> = canvases.iter_mut().filter(|c| c.finish().is_none()).collect();
+            if step == steps {
+                batch.iter_mut().for_each(|canvas| canvas.rush());
+            }
+            if !batch.is_empty() {
+                denoiser.step(backbone, &mut batch).unwrap();
+            }
+        }
+        assert!(canvases.iter().all(|canvas| canvas.finish().is_some()));
+        let answers = canvases.iter().map(|canvas| model.tokenizer.decode(&canvas.tokens()));
+        answers.zip(&problems).filter(|(text, problem)| words::verify(text, problem.answer).correct).count()
+    };
+    let right = [0, 2, 4, 8, 16].map(right_after);
+    // A prompt or two may go either way; the course may not.
+    assert!(right.windows(2).all(|pair| pair[1] + 3 >= pair[0]), "{right:?}");
+    assert!(right[4] > right[0] + 8 && right[4] > 108, "{right:?}");
+}
+
+/// Committing what the model is sure of takes far fewer forwards than the served plan and loses no answers.
+#[test]
+fn a_threshold_saves_forwards_and_no_answers() {
+    let model = model::load(&Device::Cpu).unwrap();
+    let defaults = Defaults::default();
+    let served = Options { n: 20, seed: 3, text: defaults.text.params(), image: defaults.image.params((8, 8)) };
+    let sampler = TextSampler::Threshold { threshold: defaults.text.threshold };
+    let text = TextParams { sampler, steps: served.text.max_tokens, ..served.text.clone() };
+    let sure = Options { text, ..served.clone() };
+    let marks = |options| words_marks(&model, options, &mut |_| {}).unwrap();
+    let (served, sure) = (marks(&served), marks(&sure));
+    let right = |marks: &Marks| marks.right.iter().filter(|right| **right).count();
+    assert!(right(&sure) + 1 >= right(&served), "{} right answers, {} as served", right(&sure), right(&served));
+    assert!(2 * served.forwards >= 5 * sure.forwards, "{} forwards, {} as served", sure.forwards, served.forwards);
 }
