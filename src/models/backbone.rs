@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use candle_core::Tensor;
 
-use super::kept::Kept;
+use super::kept::KeptSpans;
 use super::nn::Precision;
 use super::transformer::{Transformer, TransformerConfig};
 use super::{Backbone, ModelError, ModelSpec, Packed};
@@ -33,7 +33,7 @@ impl Backbone for TransformerBackbone {
         self.transformer.hidden(packed)
     }
 
-    fn forward_keeping(&self, packed: &Packed) -> Result<(Tensor, Vec<Option<Arc<Kept>>>), ModelError> {
+    fn forward_keeping(&self, packed: &Packed) -> Result<(Tensor, KeptSpans), ModelError> {
         self.transformer.hidden_keeping(packed)
     }
 

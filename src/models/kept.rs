@@ -19,6 +19,9 @@ pub struct Kept {
     bytes: usize,
 }
 
+/// What each span of a batch keeps; `None` where nothing is to be kept.
+pub type KeptSpans = Vec<Option<Arc<Kept>>>;
+
 impl PartialEq for Kept {
     fn eq(&self, other: &Self) -> bool {
         std::ptr::eq(self, other)
@@ -160,7 +163,7 @@ impl Packed {
     }
 
     /// What the spans wish to have kept, of the joined keys and values of every layer.
-    pub(super) fn kept(&self, layers: &[Tensor]) -> Result<Vec<Option<Arc<Kept>>>> {
+    pub(super) fn kept(&self, layers: &[Tensor]) -> Result<KeptSpans> {
         let mut start = 0;
         let keep = |(index, place): (usize, &Place)| {
             let from = start;

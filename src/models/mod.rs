@@ -9,7 +9,7 @@ use candle_core::{Device, Tensor};
 use image::RgbImage;
 
 use crate::text::{Message, TextError, Tokenizer};
-use kept::{Kept, Place};
+use kept::{KeptSpans, Place};
 use lora::Lora;
 use nn::{Format, Precision, Products};
 use transformer::{Transformer, TransformerConfig};
@@ -225,7 +225,7 @@ pub trait Backbone: Send + Sync {
     ///
     /// # Errors
     /// As [`forward`](Self::forward); and when a span is part of a sequence, or wishes anything, and the model keeps none.
-    fn forward_keeping(&self, packed: &Packed) -> Result<(Tensor, Vec<Option<Arc<Kept>>>), ModelError> {
+    fn forward_keeping(&self, packed: &Packed) -> Result<(Tensor, KeptSpans), ModelError> {
         match packed.places.iter().all(|place| *place == Place::default()) {
             true => Ok((self.forward(packed)?, Vec::new())),
             false => Err(ModelError::Input(format!("{} keeps no keys and values", self.spec().name))),

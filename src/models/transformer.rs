@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
 
-use super::kept::Kept;
+use super::kept::KeptSpans;
 use super::lora::{Product, Runs};
 use super::names::{Names, Part};
 use super::nn::attention::{RopeTable, attention};
@@ -225,7 +225,7 @@ impl Transformer {
     ///
     /// # Errors
     /// As [`hidden`](Self::hidden).
-    pub fn hidden_keeping(&self, packed: &Packed) -> Result<(Tensor, Vec<Option<Arc<Kept>>>), ModelError> {
+    pub fn hidden_keeping(&self, packed: &Packed) -> Result<(Tensor, KeptSpans), ModelError> {
         let (mut x, route) = self.enter(packed)?;
         let wished = packed.places.iter().any(|place| place.keep > 0);
         let mut layers = Vec::new();

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use candle_core::Tensor;
 use lacuna::diffusion::params::{Ends, Fidelity, ImageParams, ImageSampler, Schedule, TextParams, TextSampler};
 use lacuna::engine::job::Task;
-use lacuna::models::kept::Kept;
+use lacuna::models::kept::KeptSpans;
 use lacuna::models::{Backbone, Model, ModelError, ModelSpec, Packed};
 use serde_json::Value;
 
@@ -108,7 +108,7 @@ impl Backbone for Unmasked {
         self.0.forward(packed)
     }
 
-    fn forward_keeping(&self, packed: &Packed) -> Result<(Tensor, Vec<Option<Arc<Kept>>>), ModelError> {
+    fn forward_keeping(&self, packed: &Packed) -> Result<(Tensor, KeptSpans), ModelError> {
         self.0.forward_keeping(packed)
     }
 

@@ -307,7 +307,7 @@ mod tests {
         for precision in [Precision::Exact, Precision::Mixed] {
             for format in [Format::F32, Format::Bf16, Format::Int8] {
                 let packed = Linear::new(&weight, None, Products { precision, format: Some(format) })?.narrow(7..37)?;
-                let Weight::Packed(rows) = &packed.weight else { unreachable!() };
+                let Weight::Packed(rows) = &packed.weight else { panic!("{format:?} is not packed") };
                 let unpacked = Tensor::from_vec(rows.unpack()?, (30, 52), &Device::Cpu)?;
                 let plain = Linear::new(&unpacked, None, precision.into())?;
                 let run = |layer: &Linear| -> Result<_> {
