@@ -14,6 +14,7 @@ const TIMEOUT: Duration = Duration::from_secs(300);
 /// Requests by how they ended.
 #[derive(Debug, Default)]
 pub struct Counts {
+    begun: AtomicU64,
     ok: AtomicU64,
     failed: AtomicU64,
     mixed: AtomicU64,
@@ -27,6 +28,13 @@ impl Counts {
     pub fn requests(&self) -> (u64, u64, u64) {
         let read = |of: &AtomicU64| of.load(Ordering::Relaxed);
         (read(&self.ok), read(&self.failed), read(&self.mixed))
+    }
+
+    /// Generate requests without an answer yet.
+    #[must_use]
+    pub fn under_way(&self) -> u64 {
+        let (ok, failed, _) = self.requests();
+        self.begun.load(Ordering::Relaxed).saturating_sub(ok + failed)
     }
 
     /// Ratings and preferences.
@@ -95,6 +103,10 @@ impl Client {
         Ok(answer.json().await?)
     }
 
+    fn begin(&self) {
+        self.counts.begun.fetch_add(1, Ordering::Relaxed);
+    }
+
     fn count(&self, ok: bool) {
         let count = if ok { &self.counts.ok } else { &self.counts.failed };
         count.fetch_add(1, Ordering::Relaxed);
@@ -106,6 +118,7 @@ impl Client {
     /// When it fails, which is counted.
     pub async fn generate(&self, path: &str, body: &Value) -> anyhow::Result<(Value, Duration)> {
         let start = Instant::now();
+        self.begin();
         let reply = self.sent(path, body).await;
         self.count(reply.is_ok());
         Ok((reply?, start.elapsed()))
@@ -116,6 +129,7 @@ impl Client {
     /// # Errors
     /// When it fails, which is counted.
     pub async fn steps(&self, path: &str, body: &Value) -> anyhow::Result<Vec<Instant>> {
+        self.begin();
         let steps = self.stream(path, body).await;
         self.count(steps.is_ok());
         steps

@@ -12,8 +12,8 @@ use super::task::Task;
 
 /// How often the trainer is asked what it does.
 const POLL: Duration = Duration::from_millis(50);
-/// Requests of the crowd that were under way when training began may still be; latencies count from then on.
-const SETTLE: Duration = Duration::from_secs(2);
+/// Pause after a stream that could not be had.
+const AGAIN: Duration = Duration::from_secs(2);
 
 /// Asks what the trainer does, forever.
 pub async fn poll(client: Client, out: watch::Sender<Training>, swaps: Arc<Mutex<Vec<Swap>>>) {
@@ -76,7 +76,10 @@ impl Probe {
     pub async fn while_training(self, mut training: watch::Receiver<Training>, out: Arc<Mutex<Vec<Duration>>>) {
         let mut index = 0;
         while training.wait_for(|now| now.state == "training").await.is_ok() {
-            tokio::time::sleep(SETTLE).await;
+            // What the crowd asked for before training began is not what is measured.
+            while self.client.counts().under_way() > 0 {
+                tokio::time::sleep(POLL).await;
+            }
             while training.borrow().state == "training" {
                 let latency = self.one(index).await;
                 index += 1;
@@ -101,7 +104,7 @@ pub async fn stream(client: Client, mut training: watch::Receiver<Training>, out
     while training.wait_for(|now| now.state == "gating").await.is_ok() {
         match client.steps("/generate/image", &body).await {
             Ok(steps) => out.lock().unwrap_or_else(PoisonError::into_inner).push(steps),
-            Err(_) => tokio::time::sleep(SETTLE).await,
+            Err(_) => tokio::time::sleep(AGAIN).await,
         }
     }
 }

@@ -1,6 +1,6 @@
 //! y = x·Wᵀ on the CPU with W packed once, when it is loaded: the products of serving.
 //!
-//! W `(outputs, inputs)` is cut into panels of [`COLS`] outputs. A panel holds, word by word along the inputs, a `u32`
+//! W `(outputs, inputs)` is cut into panels of 32 outputs. A panel holds, word by word along the inputs, a `u32`
 //! for each of its outputs: one f32, two bf16 or four int8, whatever a processor multiplies in one lane. So one loop
 //! serves all formats: a word of x is broadcast, multiplied by the panel's words and added to sums in registers.
 //! `rows` brings x into the same words, `kernel` picks the instructions when the product is computed: AVX-512, AVX2,
