@@ -293,7 +293,7 @@ fn openapi_prints_the_committed_document() {
     assert_eq!(stdout(&["openapi"], &[]), committed);
 }
 
-/// What is shipped (the profile `dist`) is this without symbols, and smaller still: the model is in it.
+/// What is shipped (the profile `dist`, 36.5 MB) is this without symbols, and smaller still: the model is in it.
 #[test]
 fn the_program_is_small() {
     if cfg!(debug_assertions) {
@@ -307,5 +307,5 @@ fn the_program_is_small() {
         return;
     }
     let megabytes = std::fs::metadata(&stripped).unwrap().len() as f64 / 1e6;
-    assert!(megabytes < 44.0, "{megabytes:.1} MB without symbols");
+    assert!(megabytes < 42.0, "{megabytes:.1} MB without symbols");
 }

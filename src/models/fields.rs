@@ -143,10 +143,10 @@ impl Fields {
     /// # Errors
     /// Names the field.
     pub fn must(&mut self, name: &str, value: impl Into<Value>, hint: &str) -> Result<(), ModelError> {
-        if !self.left.contains_key(name) {
-            return Err(missing(name, hint));
+        match self.left.get(name) {
+            None | Some(Value::Null) => Err(missing(name, hint)),
+            Some(_) => self.only(name, value, hint),
         }
-        self.only(name, value, hint)
     }
 
     /// Skips fields that change nothing here.

@@ -5,6 +5,9 @@ use std::fs;
 use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
+use lacuna::models::Placement;
+use lacuna::models::checkpoint::Checkpoint;
+use lacuna::models::nn::Format;
 use serde_json::json;
 use tempfile::TempDir;
 
@@ -60,6 +63,28 @@ fn shards_are_the_whole() {
         let (whole, sharded) = (probe(&folder(name)), probe(copy.path()));
         assert_eq!(whole.0, sharded.0, "{name}");
         assert!(whole.1.len() == 64 && sharded.1.len() == 64 && whole.1 != sharded.1);
+    }
+}
+
+/// What doctor counts, by the headers alone.
+#[test]
+fn weights_take_what_their_format_takes_however_they_are_filed() {
+    for name in ["llada", "llada_gqa_tied"] {
+        let copy = bare_copy(name);
+        shard(tensors(name), copy.path());
+        let bytes = |folder: &Path, format| {
+            let to = Placement { device: Device::Cpu, format };
+            Checkpoint::open(folder, name).unwrap().weight_bytes(&to)
+        };
+        let values: usize = tensors(name).values().map(Tensor::elem_count).sum();
+        let f32 = bytes(&folder(name), Format::F32);
+        // Packed weights are filled up to whole panels, and a tied head is packed beside its embedding.
+        assert!(f32 >= 4 * values as u64 && f32 < 8 * values as u64, "{f32} bytes for {values} values");
+        for format in [Format::F32, Format::Bf16, Format::Int8] {
+            assert_eq!(bytes(copy.path(), format), bytes(&folder(name), format), "{name}");
+        }
+        let (bf16, int8) = (bytes(&folder(name), Format::Bf16), bytes(&folder(name), Format::Int8));
+        assert!(int8 < bf16 && bf16 < f32, "{int8}, {bf16}, {f32}");
     }
 }
 

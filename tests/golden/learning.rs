@@ -8,7 +8,7 @@ use candle_core::{Device, Tensor, Var};
 use lacuna::adapters::{VersionId, peft};
 use lacuna::diffusion::Canvas;
 use lacuna::diffusion::denoise::complete;
-use lacuna::diffusion::params::{Ends, Fidelity, ImageParams, ImageSampler, Schedule, TextParams, TextSampler};
+use lacuna::diffusion::params::{ImageParams, ImageSampler, Schedule, TextParams};
 use lacuna::diffusion::rng::Stream;
 use lacuna::engine::job::{Priority, Prompt, Task};
 use lacuna::engine::{Engine, Finished};
@@ -27,6 +27,7 @@ use super::model;
 use super::runs::Run;
 use crate::api::learning::base;
 use crate::api::server::Server;
+use crate::properties::exactness::quiet;
 
 const SEED: u64 = 7;
 /// Completions of the prompt.
@@ -43,20 +44,7 @@ struct Lesson {
 
 impl Lesson {
     fn text(name: &str) -> Self {
-        let task = Task::Text(TextParams {
-            max_tokens: 8,
-            steps: 8,
-            block_length: 8,
-            temperature: 1.0,
-            top_p: 1.0,
-            top_k: 0,
-            sampler: TextSampler::LowConfidence,
-            ends: Ends::default(),
-            guidance_scale: 0.0,
-            stop_at_eos: true,
-            fidelity: Fidelity::Exact,
-            stop: vec![],
-        });
+        let task = Task::Text(TextParams { temperature: 1.0, ..quiet() });
         let (estimator, loss) = (Estimator::TEXT, LossConfig::default());
         Self { model: model(name), prompt: vec![87, 104, 97, 116], task, estimator, loss }
     }

@@ -5,7 +5,7 @@
 use lacuna::diffusion::canvas::Canvas;
 use lacuna::diffusion::denoise::complete;
 use lacuna::diffusion::frame::given;
-use lacuna::diffusion::params::{Ends, Fidelity, TextParams, TextSampler};
+use lacuna::diffusion::params::{TextParams, TextSampler};
 use lacuna::engine::job::Task;
 use lacuna::models::Model;
 use serde_json::Value;
@@ -13,6 +13,7 @@ use serde_json::Value;
 use super::folders::bare_copy;
 use super::runs::{Run, check};
 use super::{folder, ids, json, model, open};
+use crate::properties::exactness::quiet;
 
 /// Position and id of everything that a forward commits.
 type Step = Vec<(usize, u32)>;
@@ -68,15 +69,9 @@ fn params(case: &Value, max_tokens: usize) -> TextParams {
         max_tokens,
         steps: number(&params["denoising_steps"]),
         block_length: number(&params["block_length"]),
-        temperature: 0.0,
-        top_p: 1.0,
-        top_k: 0,
         sampler,
-        ends: Ends::default(),
-        guidance_scale: 0.0,
         stop_at_eos: params["stopping_criteria_idx"].is_array(),
-        fidelity: Fidelity::Exact,
-        stop: vec![],
+        ..quiet()
     }
 }
 

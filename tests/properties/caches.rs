@@ -8,7 +8,7 @@ use lacuna::diffusion::rng::Stream;
 use lacuna::diffusion::{Canvas, Denoiser};
 use lacuna::models::{Backbone, ModelSpec};
 
-use super::exactness::{alone, mix, quiet, result, text_params, words};
+use super::exactness::{alone, check, mix, quiet, result, text_params, words};
 use crate::golden;
 
 const FIDELITIES: [Fidelity; 3] = [Fidelity::Exact, Fidelity::Prefix, Fidelity::Dual];
@@ -46,7 +46,7 @@ fn any_mix(model: &dyn Backbone, cases: std::ops::Range<u64>, make: fn(&ModelSpe
     for case in cases {
         let mut s = Stream::new(0xCAC4E, case);
         let start = (0..1 + s.below(6)).map(|_| make(model.spec(), &mut s)).collect();
-        mix(model, &mut s, start, &format!("case {case}"));
+        mix(model, &mut s, start, &format!("case {case}")).iter().for_each(|canvas| check(canvas, model));
     }
 }
 

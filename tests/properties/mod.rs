@@ -1,7 +1,7 @@
 //! Properties that hold for every input, tried on many: exactness in any mix, scheduling, serving.
 
 mod caches;
-mod exactness;
+pub(crate) mod exactness;
 pub(crate) mod fake;
 mod overload;
 mod reference;

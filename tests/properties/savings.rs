@@ -13,8 +13,9 @@ use lacuna::diffusion::rng::Stream;
 use lacuna::models::{Backbone, ImageSpec, ModelError, ModelSpec, Packed};
 use lacuna::starter::model;
 
+use super::exactness::{Outcome, WASTEFUL, result};
 use super::fake::Hash;
-use super::starter::{Bits, image, result, text};
+use super::starter::{image, text};
 
 /// What a model is made to compute although nobody needs it.
 #[derive(Debug, Clone, Copy, Default)]
@@ -87,7 +88,7 @@ impl Backbone for Wasteful<'_> {
 }
 
 /// Runs all canvases together, each to its end.
-fn run(model: &dyn Backbone, savings: Savings, start: &[Canvas]) -> Vec<Bits> {
+fn run(model: &dyn Backbone, savings: Savings, start: &[Canvas]) -> Vec<Outcome> {
     let (mut canvases, mut denoiser) = (start.to_vec(), Denoiser::default());
     denoiser.savings = savings;
     loop {
@@ -101,7 +102,6 @@ fn run(model: &dyn Backbone, savings: Savings, start: &[Canvas]) -> Vec<Bits> {
 
 #[test]
 fn every_saving_is_lossless() {
-    let none = Savings { share_first_step: false, memoise_unconditional: false, keep_finished_blocks: false };
     let (all, off) = (Savings::default(), Waste::default());
     let ways = [
         ("no step shared", Savings { share_first_step: false, ..all }, off),
@@ -110,7 +110,11 @@ fn every_saving_is_lossless() {
         ("no layer pruned", all, Waste { unpruned: true, ..off }),
         ("logits of every position", all, Waste { every_position: true, ..off }),
         ("logits of the whole vocabulary", all, Waste { whole_vocabulary: true, ..off }),
-        ("nothing saved", none, Waste { unpacked: true, unpruned: true, every_position: true, whole_vocabulary: true }),
+        (
+            "nothing saved",
+            WASTEFUL,
+            Waste { unpacked: true, unpruned: true, every_position: true, whole_vocabulary: true },
+        ),
     ];
     let model = model::load(&Device::Cpu).unwrap();
     let backbone = &*model.backbone;

@@ -184,26 +184,16 @@ fn follow(events: &[Event], n: u32) {
 async fn any_load_gives_the_tokens_of_each_alone_on_hashes() {
     for seed in 0..8 {
         let max_rows = [130, 150, 400][seed as usize % 3];
-        concurrent(
-            Hash::new(),
-            Limits { max_queue: 256, max_rows, max_running: 1 + seed as usize, max_cache_bytes: 1 << 20 },
-            seed,
-            25,
-        )
-        .await;
+        let limits = Limits { max_queue: 256, max_rows, max_running: 1 + seed as usize, ..limits() };
+        concurrent(Hash::new(), limits, seed, 25).await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn any_load_gives_the_tokens_of_each_alone_on_tensors() {
     for seed in 100..104 {
-        concurrent(
-            Tensors::new(),
-            Limits { max_queue: 256, max_rows: 200, max_running: 5, max_cache_bytes: 1 << 20 },
-            seed,
-            20,
-        )
-        .await;
+        let limits = Limits { max_queue: 256, max_rows: 200, max_running: 5, ..limits() };
+        concurrent(Tensors::new(), limits, seed, 20).await;
     }
 }
 

@@ -5,9 +5,8 @@ use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
 use lacuna::api::defaults::Defaults;
-use lacuna::diffusion::cache::Caches;
 use lacuna::diffusion::canvas::Canvas;
-use lacuna::diffusion::denoise::{Denoiser, Savings, complete};
+use lacuna::diffusion::denoise::{Denoiser, complete};
 use lacuna::diffusion::frame::given;
 use lacuna::diffusion::params::{Ends, Fidelity, ImageParams, ImageSampler, Schedule, TextParams, TextSampler};
 use lacuna::diffusion::rng::Stream;
@@ -15,6 +14,8 @@ use lacuna::models::Model;
 use lacuna::models::lora::{Lora, Pair, Target};
 use lacuna::starter::eval::{Marks, Options, words_marks};
 use lacuna::starter::{model, scenes, words};
+
+use super::exactness::{mix, quiet, result};
 
 /// An unguided one may be of any of these fidelities.
 pub(super) fn text(model: &Model, s: &mut Stream, fidelities: &[Fidelity]) -> Canvas {
@@ -73,13 +74,6 @@ fn adapter(model: &Model, rank: usize, targets: &[Target]) -> Arc<Lora> {
     Arc::new(Lora::new(config, 1.0, pairs).unwrap())
 }
 
-/// Tokens, steps and the bits of the log-probabilities.
-pub(super) type Bits = (Vec<u32>, Vec<i32>, Vec<u32>);
-
-pub(super) fn result(canvas: &Canvas) -> Bits {
-    (canvas.tokens(), canvas.commit_steps().to_vec(), canvas.logprobs().iter().map(|l| l.to_bits()).collect())
-}
-
 #[test]
 fn any_mix_on_the_built_in_model_gives_the_tokens_of_each_alone() {
     let model = model::load(&Device::Cpu).unwrap();
@@ -95,45 +89,13 @@ fn any_mix_on_the_built_in_model_gives_the_tokens_of_each_alone() {
                 canvas.with_adapter(adapters[s.below(3)].clone())
             })
             .collect();
-        let expected: Vec<_> = start
-            .iter()
-            .map(|canvas| {
-                let mut canvas = canvas.clone();
-                let mut denoiser = Denoiser::default();
-                denoiser.savings =
-                    Savings { share_first_step: false, memoise_unconditional: false, keep_finished_blocks: false };
-                while canvas.finish().is_none() {
-                    denoiser.step(backbone, &mut [&mut canvas]).unwrap();
-                }
-                result(&canvas)
-            })
-            .collect();
-        changed += usize::from(start.iter().zip(&expected).any(|(canvas, expected)| {
+        let finished = mix(backbone, &mut s, start.clone(), &format!("case {case}"));
+        compared += finished.len();
+        changed += usize::from(start.iter().zip(&finished).any(|(canvas, finished)| {
             let mut base = canvas.clone().with_adapter(None);
             complete(backbone, std::slice::from_mut(&mut base), 1024).unwrap();
-            &result(&base) != expected
+            result(&base) != result(finished)
         }));
-        // Joins at any tick, pauses at any step, in any order.
-        let joins: Vec<usize> = start.iter().map(|_| s.below(6)).collect();
-        let mut canvases = start;
-        let mut denoiser = Denoiser::new(Caches::new([0, 300_000, 1 << 30][s.below(3)]));
-        for tick in 0.. {
-            if canvases.iter().all(|c| c.finish().is_some()) {
-                break;
-            }
-            let mut batch: Vec<&mut Canvas> = Vec::new();
-            for (canvas, &join) in canvases.iter_mut().zip(&joins) {
-                if tick >= join && canvas.finish().is_none() && s.chance(0.8) {
-                    batch.push(canvas);
-                }
-            }
-            s.shuffle(&mut batch);
-            denoiser.step(backbone, &mut batch).unwrap();
-        }
-        for (i, (canvas, expected)) in canvases.iter().zip(&expected).enumerate() {
-            assert_eq!(&result(canvas), expected, "case {case}, canvas {i}");
-            compared += 1;
-        }
     }
     assert!(compared > 200 && changed > 20, "{compared} canvases compared, adapters mattered in {changed} mixes");
 }
@@ -144,20 +106,7 @@ fn any_mix_on_the_built_in_model_gives_the_tokens_of_each_alone() {
 fn quality_grows_with_the_time_to_a_deadline() {
     let model = model::load(&Device::Cpu).unwrap();
     let backbone = &*model.backbone;
-    let params = TextParams {
-        max_tokens: 32,
-        steps: 16,
-        block_length: 8,
-        temperature: 0.0,
-        top_p: 1.0,
-        top_k: 0,
-        sampler: TextSampler::LowConfidence,
-        ends: Ends::default(),
-        guidance_scale: 0.0,
-        stop_at_eos: true,
-        fidelity: Fidelity::Exact,
-        stop: vec![],
-    };
+    let params = TextParams { max_tokens: 32, steps: 16, ..quiet() };
     let problems: Vec<_> = (0..120)
         .map(|i| words::sample(&mut Stream::new(0xDEAD, i), words::Kind::TwoStep, words::Split::HeldOut))
         .collect();

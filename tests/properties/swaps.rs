@@ -6,13 +6,15 @@ use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
 use lacuna::adapters::{Adapter, Routes, VersionId};
-use lacuna::diffusion::params::{Ends, Fidelity, ImageParams, ImageSampler, Schedule, TextParams, TextSampler};
+use lacuna::diffusion::params::{Fidelity, ImageParams, ImageSampler, Schedule, TextParams};
 use lacuna::diffusion::rng::Stream;
 use lacuna::engine::job::{Priority, Prompt, Task};
 use lacuna::engine::{Engine, Event, Finished, Limits, Request, Serving};
 use lacuna::models::Model;
 use lacuna::models::lora::{Lora, Pair, Target};
 use lacuna::starter::{model, scenes, words};
+
+use super::exactness::quiet;
 
 const SWAPS: usize = 200;
 
@@ -31,20 +33,8 @@ fn version(model: &Model, number: u64) -> Arc<Adapter> {
 
 fn request(s: &mut Stream, adapter: Option<VersionId>, seed: u64) -> Request {
     let (prompt, task) = if s.chance(0.5) {
-        let params = TextParams {
-            max_tokens: 8,
-            steps: 4,
-            block_length: 4,
-            temperature: 1.0,
-            top_p: 1.0,
-            top_k: 0,
-            sampler: TextSampler::LowConfidence,
-            ends: Ends::default(),
-            guidance_scale: 0.0,
-            stop_at_eos: true,
-            fidelity: [Fidelity::Exact, Fidelity::Prefix, Fidelity::Dual][s.below(3)],
-            stop: vec![],
-        };
+        let fidelity = [Fidelity::Exact, Fidelity::Prefix, Fidelity::Dual][s.below(3)];
+        let params = TextParams { steps: 4, block_length: 4, temperature: 1.0, fidelity, ..quiet() };
         (words::sample_mixed(s, words::Split::Train).question, Task::Text(params))
     } else {
         let params = ImageParams {

@@ -15,8 +15,10 @@ use crate::cli::host::Host;
 use crate::cli::train::practice::Practice;
 use crate::config::Config;
 
-/// Prompts of a round of practice: small, so that sampling and updates take turns during a run.
-const PROMPTS: usize = 4;
+/// What is practised: a round of a few short texts, so that sampling and updates take turns during a run.
+const TASK: Task = Task::Words;
+/// Prompts of a round.
+const PROMPTS: usize = 2;
 
 /// A run while it learns, as ratios to the same run alone.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
@@ -42,11 +44,11 @@ struct Background {
 
 impl Background {
     fn start(host: &Host, config: &Config) -> anyhow::Result<Self> {
-        let (task, mut config, threads) = (Task::Scenes, config.clone(), config.training.threads);
-        task.configure(&mut config, 1);
+        let (mut config, threads) = (config.clone(), config.training.threads);
+        TASK.configure(&mut config, 1);
         // The demo's crowd waits while it learns; here people are served, with the threads that a server learns with.
         config.training.threads = threads;
-        let mut practice = Practice::new(task, host, config.training, 1);
+        let mut practice = Practice::new(TASK, host, config.training, 1);
         practice.prompts = PROMPTS;
         let (stop, updates) = (CancellationToken::new(), Arc::new(AtomicU64::new(0)));
         let (stopped, made) = (stop.clone(), Arc::clone(&updates));

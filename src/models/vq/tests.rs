@@ -72,6 +72,7 @@ fn fields_are_honoured_or_refused_by_name() {
         (VQ_MODEL, "out_channels", json!(4)),
         (VQ_MODEL, "up_block_types", json!(["UpDecoderBlock2D", "AttnUpDecoderBlock2D"])),
         (VQ_MODEL, "lookup_from_codebook", json!(false)),
+        (VQ_MODEL, "lookup_from_codebook", Value::Null),
         (VQ_MODEL, "mid_block_add_attention", json!("yes")),
         (VQ_MODEL, "vq_embed_dim", json!(1_000_000)),
         (VQ_MODEL, "shift_factor", json!(1)),

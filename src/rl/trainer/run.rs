@@ -26,8 +26,8 @@ use crate::rl::publish::{Order, blocking};
 use crate::rl::update::{UpdateConfig, UpdateReport, Workshop, update};
 use crate::store::{Change, NewRun};
 
-/// Niceness of the learning threads, the highest: a sixty-eighth of a serving thread's share where both want to run.
-const LEARNING_NICENESS: i32 = 19;
+/// Niceness of the learning threads: a tenth of a serving thread's share where both want to run.
+const LEARNING_NICENESS: i32 = 10;
 /// Parameters of a model from which the layers are computed again in the backward pass, unless the operator decides.
 const CHECKPOINTED: usize = 1_000_000_000;
 /// Versions whose age is known; older ones are stale whatever the limit.
