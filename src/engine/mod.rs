@@ -87,6 +87,8 @@ pub struct Status {
     pub queued: usize,
     /// Canvases stepping.
     pub running: usize,
+    /// Of both, those of interactive requests: somebody waits for them.
+    pub interactive: usize,
     /// The last forward succeeded and the thread is alive.
     pub healthy: bool,
     /// New requests are refused.
@@ -219,19 +221,20 @@ impl Engine {
 
     fn enqueue(&self, job: Job, canvases: Vec<Running>) -> Result<(), EngineError> {
         let (n, max) = (canvases.len(), self.limits.max_queue);
-        let limit = places(max, canvases.first().map(|canvas| canvas.priority).unwrap_or_default());
-        let Some(ahead) = self.shared.enter(n, limit, max) else {
+        let class = canvases.first().map(|canvas| canvas.priority).unwrap_or_default();
+        let limit = places(max, class);
+        let Some(ahead) = self.shared.enter(class, n, limit, max) else {
             let excess = (self.status().queued + n).saturating_sub(limit);
             return Err(EngineError::Full { limit, retry_after_s: self.shared.retry_after(excess) });
         };
         // Looked at again after the places are taken: either this sees the switch, or `drain` sees the places.
         if self.status().draining {
-            self.shared.withdraw(n);
+            self.shared.withdraw(class, n);
             return Err(EngineError::Draining);
         }
         job.offer(Event::Queued { ahead });
         self.commands.try_send(Command::Submit(Box::new(job), canvases)).map_err(|e| {
-            self.shared.withdraw(n);
+            self.shared.withdraw(class, n);
             match e {
                 mpsc::error::TrySendError::Full(_) => {
                     EngineError::Full { limit, retry_after_s: self.shared.retry_after(n) }

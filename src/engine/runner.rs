@@ -110,7 +110,7 @@ impl Runner {
         self.canvases.retain(|c| {
             let leaves = c.job == job;
             if leaves {
-                shared.leave(c.begun.is_some());
+                shared.leave(c.priority, c.begun.is_some());
             }
             !leaves
         });
@@ -230,7 +230,7 @@ impl Runner {
 
     fn finish(&mut self, at: usize, reason: FinishReason) {
         let running = self.canvases.remove(at);
-        self.shared.leave(true);
+        self.shared.leave(running.priority, true);
         let Some(job) = self.jobs.get_mut(&running.job) else { return };
         let id = running.job;
         job.finished(running, reason);

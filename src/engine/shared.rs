@@ -6,6 +6,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 
 use super::Status;
+use super::job::Priority;
 use super::stats::{Shapes, Stats};
 
 /// Longest wait that is ever suggested, seconds.
@@ -14,6 +15,8 @@ const LONGEST_RETRY: u64 = 60;
 pub(super) struct Shared {
     pub(super) queued: AtomicUsize,
     pub(super) running: AtomicUsize,
+    /// Of both, those that somebody waits for.
+    interactive: AtomicUsize,
     pub(super) healthy: AtomicBool,
     pub(super) draining: AtomicBool,
     pub(super) stats: Stats,
@@ -29,6 +32,7 @@ impl Shared {
         Self {
             queued: AtomicUsize::new(0),
             running: AtomicUsize::new(0),
+            interactive: AtomicUsize::new(0),
             healthy: AtomicBool::new(true),
             draining: AtomicBool::new(false),
             stats: Stats::default(),
@@ -38,14 +42,18 @@ impl Shared {
         }
     }
 
-    /// Takes places in the queue for `n` canvases; gives how many were ahead, or `None` when they do not fit: more than
-    /// `limit` would wait, or more than `max` where nobody else does.
-    pub(super) fn enter(&self, n: usize, limit: usize, max: usize) -> Option<usize> {
+    /// Takes places in the queue for `n` canvases of `class`; gives how many were ahead, or `None` when they do not fit:
+    /// more than `limit` would wait, or more than `max` where nobody else does.
+    pub(super) fn enter(&self, class: Priority, n: usize, limit: usize, max: usize) -> Option<usize> {
         let fits = |queued: usize| {
             let most = if queued == 0 { max } else { limit };
             queued.checked_add(n).filter(|&total| total <= most)
         };
-        self.queued.fetch_update(SeqCst, SeqCst, fits).ok().map(|queued| queued + self.running.load(SeqCst))
+        let queued = self.queued.fetch_update(SeqCst, SeqCst, fits).ok()?;
+        if class == Priority::Interactive {
+            self.interactive.fetch_add(n, SeqCst);
+        }
+        Some(queued + self.running.load(SeqCst))
     }
 
     /// A canvas takes its first step. Counted as running before it stops being queued: never as neither.
@@ -54,16 +62,21 @@ impl Shared {
         self.queued.fetch_sub(1, SeqCst);
     }
 
-    /// A canvas has gone.
-    pub(super) fn leave(&self, begun: bool) {
-        let count = if begun { &self.running } else { &self.queued };
-        count.fetch_sub(1, SeqCst);
-        self.changed.send_replace(());
+    /// A canvas of `class` has gone.
+    pub(super) fn leave(&self, class: Priority, begun: bool) {
+        self.depart(class, if begun { &self.running } else { &self.queued }, 1);
     }
 
     /// Gives back places that were taken in vain.
-    pub(super) fn withdraw(&self, n: usize) {
-        self.queued.fetch_sub(n, SeqCst);
+    pub(super) fn withdraw(&self, class: Priority, n: usize) {
+        self.depart(class, &self.queued, n);
+    }
+
+    fn depart(&self, class: Priority, from: &AtomicUsize, n: usize) {
+        from.fetch_sub(n, SeqCst);
+        if class == Priority::Interactive {
+            self.interactive.fetch_sub(n, SeqCst);
+        }
         self.changed.send_replace(());
     }
 
@@ -71,6 +84,7 @@ impl Shared {
         Status {
             queued: self.queued.load(SeqCst),
             running: self.running.load(SeqCst),
+            interactive: self.interactive.load(SeqCst),
             healthy: self.healthy.load(SeqCst),
             draining: self.draining.load(SeqCst),
         }

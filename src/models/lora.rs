@@ -12,6 +12,7 @@ use candle_core::{DType, Result, Tensor};
 
 use super::ModelError;
 use super::names::Part;
+use super::nn::low_rank::{self, LowRank};
 use super::shape::TransformerConfig;
 
 /// A projection that can be adapted.
@@ -74,6 +75,8 @@ pub(super) struct Delta {
     a: Tensor,
     /// `(R, out)`, block-diagonal when several projections share the product.
     b: Tensor,
+    /// The same, to be added in place; none of what is trained, which changes, or is elsewhere.
+    parts: Option<Arc<[LowRank]>>,
 }
 
 impl Delta {
@@ -228,7 +231,27 @@ fn delta(
         }
     }
     let (a, b) = (Tensor::cat(&a, 0)?.pad_with_zeros(0, 0, padded - total)?, Tensor::cat(&b, 0)?);
-    Ok(Some(Delta { a: a.t()?.contiguous()?, b: (b * scale)?.t()?.contiguous()? }))
+    let (a, b) = (a.t()?.contiguous()?, (b * scale)?.t()?.contiguous()?);
+    let parts = (a.device().is_cpu() && !a.track_op() && !b.track_op()).then(|| parts(config, scale, targets, &found));
+    Ok(Some(Delta { a, b, parts: parts.transpose()?.map(Arc::from) }))
+}
+
+/// The updates of the outputs of one product.
+fn parts(
+    config: &TransformerConfig,
+    scale: f64,
+    targets: &[Target],
+    pairs: &[Option<&Pair>],
+) -> Result<Vec<LowRank>> {
+    let mut first = 0;
+    let mut out = Vec::new();
+    for (pair, target) in pairs.iter().zip(targets) {
+        if let Some(pair) = pair {
+            out.push(LowRank::new(&pair.a, &pair.b, scale, first)?);
+        }
+        first += target.shape(config).0;
+    }
+    Ok(out)
 }
 
 /// Runs of rows with one adapter, covering all rows in order.
@@ -245,9 +268,23 @@ impl Runs {
         }
     }
 
+    /// Which rows get which updates in place; `None` when some adapter can only be composed.
+    fn updates(&self, layer: usize, product: Product) -> Option<Vec<low_rank::Updates>> {
+        let adapted = self.0.iter().filter_map(|(rows, lora)| Some((rows, lora.as_ref()?.delta(layer, product)?)));
+        adapted.map(|(rows, delta)| Some((rows.clone(), Arc::clone(delta.parts.as_ref()?)))).collect()
+    }
+
     /// `y` `(rows, out)` of `x` `(rows, in)` plus what the adapters add to it. Rows without one are left bit for bit.
     pub(super) fn adapt(&self, y: Tensor, x: &Tensor, layer: usize, product: Product) -> Result<Tensor> {
         let delta = |lora: &Option<Arc<Lora>>| lora.as_ref().and_then(|lora| lora.delta(layer, product).cloned());
+        if low_rank::applies(&y, x)
+            && let Some(updates) = self.updates(layer, product)
+        {
+            if !updates.is_empty() {
+                low_rank::add(&y, x, updates)?;
+            }
+            return Ok(y);
+        }
         match self.0.as_slice() {
             [(_, lora)] => match delta(lora) {
                 Some(delta) => y + delta.of(x)?,

@@ -7,6 +7,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use candle_core::Tensor;
 use rayon::prelude::*;
@@ -100,14 +101,32 @@ pub struct UpdateReport {
     pub interrupted: bool,
 }
 
+/// When micro-batches may run.
+pub trait Pace: Send + Sync {
+    /// Waits for a turn; `false` cuts the update short.
+    fn turn(&self) -> bool;
+
+    /// The micro-batch whose turn it was took `time` of its thread.
+    fn took(&self, time: Duration) {
+        let _ = time;
+    }
+}
+
+/// Always, until it is false.
+impl<F: Fn() -> bool + Send + Sync> Pace for F {
+    fn turn(&self) -> bool {
+        self()
+    }
+}
+
 /// What the micro-batches run on, and when they may.
 pub struct Workshop {
     /// The base in the arithmetic of learning.
     pub model: Arc<dyn Backbone>,
     /// Threads of the micro-batches.
     pub pool: rayon::ThreadPool,
-    /// Called before every micro-batch; returns false to cut the update short.
-    pub pace: Box<dyn Fn() -> bool + Send + Sync>,
+    /// Asked before every micro-batch.
+    pub pace: Box<dyn Pace>,
 }
 
 /// Makes one update of `policy` with rate `lr`. `reference` is what the penalty pulls towards (`None`: the base).
@@ -257,11 +276,14 @@ impl Pass<'_> {
         let parts = step.split(self.config.micro_rows);
         let go_on = AtomicBool::new(true);
         let one = |(range, step): &(Range<usize>, Step<'_>)| {
-            if !go_on.load(Ordering::Relaxed) || !(self.workshop.pace)() {
+            if !go_on.load(Ordering::Relaxed) || !self.workshop.pace.turn() {
                 go_on.store(false, Ordering::Relaxed);
                 return Ok(None);
             }
-            f(step, range.clone()).map(Some)
+            let begun = Instant::now();
+            let done = f(step, range.clone()).map(Some);
+            self.workshop.pace.took(begun.elapsed());
+            done
         };
         self.workshop.pool.install(|| parts.par_iter().map(one).collect())
     }

@@ -53,7 +53,7 @@ impl Background {
         let (stop, updates) = (CancellationToken::new(), Arc::new(AtomicU64::new(0)));
         let (stopped, made) = (stop.clone(), Arc::clone(&updates));
         let pace = stop.clone();
-        let mut learner = practice.learner(move || !pace.is_cancelled())?;
+        let mut learner = practice.learner(move || pace.is_cancelled())?;
         let task = tokio::spawn(async move {
             for at in 0.. {
                 let round = practice.round(&mut learner, at, practice.config.lr);

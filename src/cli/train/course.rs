@@ -87,7 +87,7 @@ struct Course<'a> {
 impl Course<'_> {
     async fn go(&self) -> anyhow::Result<Report> {
         let (practice, total) = (&self.practice, self.args.updates);
-        let mut learner = practice.learner(|| true)?;
+        let mut learner = practice.learner(|| false)?;
         let settings: Vec<Value> = std::iter::once(json!({})).chain(self.args.judge_at.iter().cloned()).collect();
         let mut base = Vec::new();
         for settings in &settings {

@@ -23,7 +23,7 @@ use crate::rl::advantage::{Baseline, group};
 use crate::rl::logprob::Sample;
 use crate::rl::policy::Policy;
 use crate::rl::rollout::{Asked, guidance_of, sample_of};
-use crate::rl::trainer::{TrainingConfig, learning_threads};
+use crate::rl::trainer::{Duty, TrainingConfig, learning_threads};
 use crate::rl::update::{Judged, UpdateReport, Workshop, update};
 use crate::starter::scenes::Codec;
 
@@ -92,18 +92,22 @@ impl Practice {
         Self { task, config, engine, prompts: 24, completions: 8, sampling, reward, seed, device, codec: Codec::new() }
     }
 
-    /// A policy that changes nothing yet, whose updates end when `pace` returns false.
+    /// A policy that changes nothing yet, whose updates end when `stop` returns true.
     ///
     /// # Errors
     /// When the model cannot learn.
-    pub fn learner(&self, pace: impl Fn() -> bool + Send + Sync + 'static) -> anyhow::Result<Learner> {
+    pub fn learner(&self, stop: impl Fn() -> bool + Send + Sync + 'static) -> anyhow::Result<Learner> {
         let (model, config) = (self.engine.model(), &self.config);
         let shape = model.backbone.adaptable().context("this model takes no adapters")?;
         let policy = Policy::fresh(shape, &config.lora, config.optimizer(), config.seed, &self.device)?;
         let model = model.backbone.for_learning().context("this model cannot learn")?;
         Ok(Learner {
             policy,
-            workshop: Workshop { model, pool: learning_threads(config.threads)?, pace: Box::new(pace) },
+            workshop: Workshop {
+                model,
+                pool: learning_threads(config.threads)?,
+                pace: Box::new(Duty::new(self.engine.clone(), config.busy_share, stop)),
+            },
         })
     }
 

@@ -11,6 +11,7 @@ pub mod attention;
 pub mod elementwise;
 pub mod gemm;
 pub mod linear;
+pub mod low_rank;
 pub mod norm;
 pub mod packed;
 pub mod swiglu;

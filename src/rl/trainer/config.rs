@@ -167,6 +167,9 @@ pub struct TrainingConfig {
     pub checkpointing: Option<bool>,
     /// Threads.
     pub threads: usize,
+    /// Share of one thread's time that learning takes while interactive requests are queued or running; while none is,
+    /// it takes what it can get.
+    pub busy_share: f64,
     /// Shape of a new adapter.
     pub lora: LoraConfig,
     /// Which completions may be learned from.
@@ -210,6 +213,7 @@ impl Default for TrainingConfig {
             min_entropy_share: 0.2,
             checkpointing: None,
             threads: 1,
+            busy_share: 0.05,
             lora: LoraConfig::default(),
             data: LaneConfig::default(),
             gate: GateConfig::default(),
@@ -247,6 +251,7 @@ impl TrainingConfig {
         within("training.preference.draws", f64::from(self.preference.draws), 1.0, 64.0)?;
         self.check_loss()?;
         within("training.threads", self.threads as f64, 1.0, 1024.0)?;
+        within("training.busy_share", self.busy_share, 0.001, 1.0)?;
         within("training.lora.rank", self.lora.rank as f64, 1.0, 256.0)?;
         within("training.regenerate", f64::from(self.regenerate[1]), 2.0, 64.0)
     }

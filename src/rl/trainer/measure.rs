@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
+use std::time::Instant;
 
 use futures_util::{StreamExt as _, TryStreamExt as _};
 
@@ -11,7 +12,6 @@ use super::data::{AT_ONCE, fresh_input, group_input};
 use crate::adapters::VersionId;
 use crate::diffusion::rng::mix64;
 use crate::engine::job::Priority;
-use crate::models::Backbone;
 use crate::models::lora::Lora;
 use crate::rl::RlError;
 use crate::rl::estimator::Step;
@@ -20,11 +20,13 @@ use crate::rl::lanes::held_out;
 use crate::rl::logprob::{Sample, logprobs};
 use crate::rl::reward::GroupInput;
 use crate::rl::rollout::Asked;
-use crate::rl::update::Judged;
+use crate::rl::update::{Judged, Workshop};
 use crate::store::CompletionRow;
 
 /// Rows of a forward here.
-const ROWS: usize = 2048;
+const ROWS: usize = 1024;
+/// Completions scored at once: a moment beside people who wait.
+const SCORED: usize = 8;
 
 /// Where trials run.
 pub(super) struct Bench<'a>(pub(super) &'a Parts);
@@ -128,21 +130,29 @@ impl Bench<'_> {
 /// # Errors
 /// When the device fails.
 pub(super) fn agreement(
-    model: &dyn Backbone,
+    workshop: &Workshop,
     candidate: &Arc<Lora>,
     current: Option<&Arc<Lora>>,
     judged: &[Judged],
     config: &TrainingConfig,
 ) -> Result<(Vec<f64>, f64), RlError> {
     let (mut out, mut kl, mut tokens) = (Vec::with_capacity(judged.len()), 0.0, 0);
+    let Workshop { model, pool, pace } = workshop;
     let codes = model.spec().image.as_ref().map(|image| image.codes.start);
-    for judged in judged.chunks(64) {
+    for judged in judged.chunks(SCORED) {
         let samples: Vec<Sample> = judged.iter().map(|one| one.sample.clone()).collect();
         let image = samples.first().is_some_and(|sample| Some(sample.vocab.start) == codes);
         let step = Step::draw(&config.estimator(image), &samples, config.seed ^ 0xA97E, 1, 0)?;
         let views = step.views();
-        let new = step.gather(&logprobs(model, Some(candidate), &views, ROWS)?);
-        let old = step.gather(&logprobs(model, current, &views, ROWS)?);
+        let score = |adapter| -> Result<Vec<f64>, RlError> {
+            // A verdict in progress is reached even when the run is told to stop.
+            pace.turn();
+            let begun = Instant::now();
+            let scores = pool.install(|| logprobs(&**model, adapter, &views, ROWS));
+            pace.took(begun.elapsed());
+            Ok(step.gather(&scores?))
+        };
+        let (new, old) = (score(Some(candidate))?, score(current)?);
         for (one, range) in judged.iter().zip(step.segments()) {
             let n = range.len().max(1) as f64;
             let gap = range.clone().map(|i| new[i] - old[i]).sum::<f64>() / n;

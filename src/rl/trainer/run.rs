@@ -11,6 +11,7 @@ use uuid::Uuid;
 use super::checkpoint::{Checkpoint, Progress, fingerprint};
 use super::config::{Promotion, Reference, TrainingConfig};
 use super::data::{Batch, Data, Maker};
+use super::duty::Duty;
 use super::measure::{Bench, agreement};
 use super::status::{LaneStatus, Phase};
 use super::{Parts, Shared};
@@ -229,10 +230,10 @@ impl Run<'_> {
         let parts = self.parts;
         let bench = Bench(parts);
         let trials = bench.trials(candidate, current).await?;
-        let (model, config, judged) = (parts.learner()?, parts.config.clone(), data.held_out.clone());
+        let (workshop, config, judged) = (parts.workshop(self.shared)?, parts.config.clone(), data.held_out.clone());
         let (policy, parent) = (Arc::clone(policy), parent.cloned());
         let (agreement, kl) =
-            blocking(move || agreement(&*model, &policy, parent.as_ref(), &judged, &config)).await??;
+            blocking(move || agreement(&workshop, &policy, parent.as_ref(), &judged, &config)).await??;
         Ok(judge(&parts.config.gate, &trials, &bench.guards(), &agreement, kl, parts.config.seed))
     }
 
@@ -331,7 +332,8 @@ impl Parts {
     fn workshop(&self, shared: &Arc<Shared>) -> Result<Workshop, RlError> {
         let pool = learning_threads(self.config.threads)?;
         let shared = Arc::clone(shared);
-        let pace = move || !shared.cancelled.load(Ordering::SeqCst);
+        let stop = move || shared.cancelled.load(Ordering::SeqCst);
+        let pace = Duty::new(self.engine.clone(), self.config.busy_share, stop);
         Ok(Workshop { model: self.learner()?, pool, pace: Box::new(pace) })
     }
 }
