@@ -22,6 +22,7 @@ pub mod openapi;
 pub mod plot;
 pub mod pretrain;
 pub mod serve;
+mod settings;
 pub mod term;
 pub mod train;
 

@@ -119,7 +119,7 @@ pub struct Engine {
     /// How the weights of products are kept on a CPU; less than f32 is faster (a GPU keeps the file's types)
     #[arg(long, env = "LACUNA_WEIGHTS", value_enum, default_value_t = Engine::default().weights)]
     pub weights: WeightFormat,
-    /// CPU threads of the engine [default: one per core]
+    /// CPU threads of the engine [default: one per processor, or half if those multiply as fast: measured at start]
     #[arg(long, env = "LACUNA_THREADS")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub threads: Option<usize>,

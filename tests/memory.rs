@@ -1,11 +1,14 @@
-//! What gradient checkpointing by layer saves, measured: peak memory of one update in a process of its own, with and
-//! without. Not part of the ordinary tests; it takes a minute and some gigabytes:
+//! Memory, measured in processes of their own: what gradient checkpointing by layer saves in one update, and what loading
+//! a model of LLaDA's kind takes over its weights. Not part of the ordinary tests; minutes and some gigabytes:
 //!
 //! ```text
 //! cargo test --release --test all memory -- --ignored --nocapture
 //! ```
 
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{BufWriter, Write as _};
+use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 use std::time::Instant;
@@ -13,11 +16,12 @@ use std::time::Instant;
 use candle_core::{Device, Tensor};
 use lacuna::diffusion::rng::Stream;
 use lacuna::models::backbone::TransformerBackbone;
-use lacuna::models::nn::Precision;
+use lacuna::models::checkpoint::Checkpoint;
+use lacuna::models::nn::{Format, Precision};
 use lacuna::models::optim::OptimConfig;
 use lacuna::models::shape::Variant;
 use lacuna::models::transformer::{Transformer, TransformerConfig, parameters};
-use lacuna::models::{Backbone, ModelSpec};
+use lacuna::models::{Backbone, ModelSpec, Packed, Placement};
 use lacuna::rl::estimator::Estimator;
 use lacuna::rl::logprob::Sample;
 use lacuna::rl::loss::LossConfig;
@@ -138,17 +142,20 @@ fn child() {
     println!("PEAK {} {} {}", status("VmHWM") - before, start.elapsed().as_secs_f64(), report.grad_norm);
 }
 
+/// The numbers that the test `child` prints when `variable` is set.
+fn measure(child: &str, variable: &str, value: &str) -> Vec<f64> {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args([child, "--exact", "--ignored", "--nocapture"]).env(variable, value);
+    let out = command.output().unwrap();
+    let text = String::from_utf8(out.stdout).unwrap();
+    let line = text.lines().find_map(|line| line.split_once("PEAK ")).unwrap_or_else(|| panic!("{text}"));
+    line.1.split(' ').map(|number| number.parse().unwrap()).collect()
+}
+
 #[test]
 #[ignore = "measures; takes a minute and some gigabytes"]
 fn checkpointing_by_layer_needs_less() {
-    let run = |by_layer: &str| -> Vec<f64> {
-        let mut command = Command::new(std::env::current_exe().unwrap());
-        command.args(["memory::child", "--exact", "--ignored", "--nocapture"]).env(BY_LAYER, by_layer);
-        let out = command.output().unwrap();
-        let text = String::from_utf8(out.stdout).unwrap();
-        let line = text.lines().find_map(|line| line.split_once("PEAK ")).unwrap_or_else(|| panic!("{text}"));
-        line.1.split(' ').map(|number| number.parse().unwrap()).collect()
-    };
+    let run = |by_layer: &str| measure("memory::child", BY_LAYER, by_layer);
     let (plain, by_layer) = (run("0"), run("1"));
     let config = config();
     println!(
@@ -158,4 +165,111 @@ fn checkpointing_by_layer_needs_less() {
     );
     assert!(by_layer[0] < 0.5 * plain[0]);
     assert!((plain[2] - by_layer[2]).abs() <= 1e-6 * plain[2], "gradient norms {} and {}", plain[2], by_layer[2]);
+}
+
+/// Tells the child which folder to load, and in which format.
+const LOADED: &str = "LACUNA_TEST_LOADED";
+
+/// Writes a checkpoint as LLaDA's official code does: random weights of `layers` layers, in f32 or bf16.
+fn write_llada(folder: &Path, layers: usize, bf16: bool) {
+    const D: usize = 1024;
+    const FF: usize = 2816;
+    const VOCABULARY: usize = 32_000;
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/llada");
+    let mut config: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(golden.join("config.json")).unwrap()).unwrap();
+    for (key, value) in [
+        ("d_model", D),
+        ("n_layers", layers),
+        ("n_heads", 16),
+        ("n_kv_heads", 16),
+        ("mlp_hidden_size", FF),
+        ("vocab_size", VOCABULARY),
+        ("embedding_size", VOCABULARY),
+    ] {
+        config[key] = value.into();
+    }
+    std::fs::write(folder.join("config.json"), config.to_string()).unwrap();
+    for file in ["tokenizer.json", "tokenizer_config.json"] {
+        if golden.join(file).exists() {
+            std::fs::copy(golden.join(file), folder.join(file)).unwrap();
+        }
+    }
+    let mut tensors = vec![("model.transformer.wte.weight".to_owned(), vec![VOCABULARY, D])];
+    for layer in 0..layers {
+        let of =
+            |name: &str, shape: &[usize]| (format!("model.transformer.blocks.{layer}.{name}.weight"), shape.to_vec());
+        tensors.extend(["q_proj", "k_proj", "v_proj", "attn_out"].map(|name| of(name, &[D, D])));
+        tensors.extend([of("ff_proj", &[FF, D]), of("up_proj", &[FF, D]), of("ff_out", &[D, FF])]);
+        tensors.extend([of("attn_norm", &[D]), of("ff_norm", &[D])]);
+    }
+    tensors.push(("model.transformer.ln_f.weight".to_owned(), vec![D]));
+    tensors.push(("model.transformer.ff_out.weight".to_owned(), vec![VOCABULARY, D]));
+    let (mut header, mut at) = (serde_json::Map::new(), 0);
+    for (name, shape) in &tensors {
+        let end = at + shape.iter().product::<usize>() * if bf16 { 2 } else { 4 };
+        let dtype = if bf16 { "BF16" } else { "F32" };
+        header.insert(name.clone(), serde_json::json!({ "dtype": dtype, "shape": shape, "data_offsets": [at, end] }));
+        at = end;
+    }
+    let mut file = BufWriter::new(File::create(folder.join("model.safetensors")).unwrap());
+    let header = serde_json::Value::Object(header).to_string();
+    let padded = format!("{header:<width$}", width = header.len().next_multiple_of(8));
+    file.write_all(&(padded.len() as u64).to_le_bytes()).unwrap();
+    file.write_all(padded.as_bytes()).unwrap();
+    let mut stream = Stream::new(3, 0);
+    for (_, shape) in &tensors {
+        let (gain, width) = if shape.len() == 1 { (1.0, 0.0) } else { (0.0, (12.0 / shape[1] as f64).sqrt()) };
+        for _ in 0..shape.iter().product::<usize>() {
+            let bytes = ((gain + width * (stream.unit() - 0.5)) as f32).to_le_bytes();
+            file.write_all(if bf16 { &bytes[2..] } else { &bytes }).unwrap();
+        }
+    }
+    file.flush().unwrap();
+}
+
+#[test]
+#[ignore = "the child of the measurement below"]
+fn loading_child() {
+    let Ok(loaded) = std::env::var(LOADED) else { return };
+    let (format, folder) = loaded.split_once(':').unwrap();
+    let format = if format == "bf16" { Format::Bf16 } else { Format::F32 };
+    let placement = Placement { device: Device::Cpu, format };
+    let checkpoint = Checkpoint::open(Path::new(folder), "random").unwrap();
+    let weights = checkpoint.weight_bytes(&placement) as f64 / f64::from(1 << 20);
+    std::fs::write("/proc/self/clear_refs", "5").unwrap();
+    let start = Instant::now();
+    let model = checkpoint.load(placement).unwrap();
+    let seconds = start.elapsed().as_secs_f64();
+    let peak = status("VmHWM");
+    let mut packed = Packed::default();
+    packed.push(&(0..64).map(|i| i * 397 % 32_000).collect::<Vec<u32>>(), [5, 40]);
+    let logits = model.backbone.logits(&model.backbone.forward(&packed).unwrap(), 0..32_000).unwrap();
+    let some: Vec<f32> = logits.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+    let some: Vec<String> = some.iter().step_by(16).map(f32::to_string).collect();
+    println!("PEAK {weights} {peak} {seconds} {}", some.join(" "));
+}
+
+#[test]
+#[ignore = "measures; takes some minutes and gigabytes"]
+fn loading_takes_little_more_than_the_weights() {
+    let folder = tempfile::tempdir().unwrap();
+    let load = |format: &str, file: &str| {
+        let found = measure("memory::loading_child", LOADED, &format!("{format}:{}", folder.path().display()));
+        let [weights, peak, seconds] = found[..3] else { panic!("{found:?}") };
+        println!(
+            "{file} file, {format} weights: {weights:.0} MiB in {seconds:.2} s, peak {:.3} of them",
+            peak / weights
+        );
+        assert!(peak < 1.15 * weights);
+        found[3..].to_vec()
+    };
+    write_llada(folder.path(), 16, false);
+    let (exact, rounded) = (load("f32", "f32"), load("bf16", "f32"));
+    let square = |values: &mut dyn Iterator<Item = f64>| values.map(|x| x * x).sum::<f64>().sqrt();
+    let gap = square(&mut exact.iter().zip(&rounded).map(|(a, b)| a - b)) / square(&mut exact.iter().copied());
+    println!("first forward, bf16 against f32 weights: logits differ by {:.2} %", gap * 100.0);
+    assert!(gap < 0.05);
+    write_llada(folder.path(), 36, true);
+    load("bf16", "bf16");
 }

@@ -124,13 +124,13 @@ async fn measure(args: &BenchArgs, url: &str, own: Option<(&Host, &Config)>) -> 
             let plan = load::Plan { kind, arrivals, amount, seed: args.seed };
             term::note(format_args!("measuring {plan} ..."));
             let _ = own.map(|(host, _)| host.engine.take_shapes());
-            let run = client.run(&plan).await?;
+            let measured = client.run(&plan).await?;
             let bare =
                 own.map(|(host, _)| ticks::bare_rows_per_s(&host.model, &host.engine.take_shapes())).transpose()?;
-            let mut run = report::Run::new(&plan, &run, bare)?;
+            let mut run = report::Run::new(&plan, &measured, bare)?;
             if let Some((host, config)) = own.filter(|_| args.learning) {
                 term::note(format_args!("measuring {plan} while it learns ..."));
-                run.learning = Some(learning::beside(&client, &plan, &run, host, config).await?);
+                run.learning = Some(learning::beside(&client, &plan, measured, host, config).await?);
             }
             report.runs.push(run);
         }

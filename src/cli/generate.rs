@@ -8,7 +8,12 @@ use std::process::ExitCode;
 use anyhow::{Context as _, bail};
 use clap::{ArgMatches, Args, Subcommand, ValueEnum};
 
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
 use self::draw::{Cell, Screen};
+use super::settings::{object, overlaid};
 use super::{ConfigFile, Local, host, term};
 use crate::api::defaults::{ImageDefaults, TextDefaults};
 use crate::engine::job::{
@@ -73,6 +78,9 @@ pub struct TextArgs {
     /// w in (1+w)·conditional − w·unconditional
     #[arg(long, default_value_t = TextDefaults::default().guidance_scale, value_name = "W", value_parser = not_negative)]
     pub guidance_scale: f64,
+    /// More settings as a JSON object: any other field of the request, such as '{"sampler": {"kind": "factor", "factor": 1}}'
+    #[arg(long, value_name = "JSON", value_parser = object)]
+    pub sampling: Option<Value>,
     /// Same seed, same text
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
@@ -124,6 +132,9 @@ pub struct ImageArgs {
     /// Which positions commit
     #[arg(long, value_enum, default_value = "maskgit")]
     pub sampler: ImageChoice,
+    /// More settings as a JSON object: any other field of the request, such as '{"sampler": {"kind": "factor", "factor": 1}}'
+    #[arg(long, value_name = "JSON", value_parser = object)]
+    pub sampling: Option<Value>,
     /// Same seed, same image
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
@@ -178,12 +189,20 @@ fn request(prompt: &str, seed: u64, task: Task) -> Request {
     }
 }
 
+/// `params` with what `--sampling` says.
+fn with<T: Serialize + DeserializeOwned>(params: T, sampling: Option<&Value>) -> anyhow::Result<T> {
+    match sampling {
+        Some(sampling) => overlaid(&params, sampling).context("--sampling"),
+        None => Ok(params),
+    }
+}
+
 impl TextArgs {
-    fn params(&self) -> TextParams {
+    fn params(&self) -> anyhow::Result<TextParams> {
         let defaults = TextDefaults::default();
         let max_tokens = self.max_tokens.map_or(defaults.max_tokens, |tokens| tokens as usize);
         let defaults = TextDefaults { max_tokens, ..defaults }.params();
-        TextParams {
+        let params = TextParams {
             steps: self.steps.map_or(defaults.steps, |steps| steps as usize),
             block_length: self.block_length.map_or(defaults.block_length, |length| length as usize).min(max_tokens),
             temperature: self.temperature,
@@ -194,12 +213,13 @@ impl TextArgs {
             },
             guidance_scale: self.guidance_scale,
             ..defaults
-        }
+        };
+        with(params, self.sampling.as_ref())
     }
 }
 
 async fn write(engine: &Engine, args: &TextArgs) -> anyhow::Result<()> {
-    let params = args.params();
+    let params = args.params()?;
     let mut cells = vec![Cell::Masked; params.max_tokens];
     let mut screen = Screen::new(term::is_live());
     let ticket = engine.submit(request(&args.prompt, args.seed, Task::Text(params)))?;
@@ -236,12 +256,14 @@ async fn paint(engine: &Engine, args: &ImageArgs) -> anyhow::Result<()> {
         preview_every: usize::from(term::is_live()),
         ..ImageDefaults::default().params(grid)
     };
+    let params = with(params, args.sampling.as_ref())?;
+    let (steps, grid) = (params.steps, params.grid);
     let mut screen = Screen::new(term::is_live());
     let ticket = engine.submit(request(&args.prompt, args.seed, Task::Image(params)))?;
     let finished = watch(ticket, |event| {
         if let Event::Preview { step, codes, .. } = event {
             let picture = engine.render(&codes, grid)?;
-            screen.show(draw::picture(&picture, term::width()), &format!("step {} of {}", step + 1, args.steps));
+            screen.show(draw::picture(&picture, term::width()), &format!("step {} of {steps}", step + 1));
         }
         Ok(())
     })

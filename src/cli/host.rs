@@ -10,7 +10,7 @@ use crate::config::{self, DeviceKind, WeightFormat};
 use crate::engine::{Engine, Limits};
 use crate::hub::{self, Reference};
 use crate::models::checkpoint::{self, Checkpoint};
-use crate::models::nn::Format;
+use crate::models::nn::{Format, calibrate};
 use crate::models::vq;
 use crate::models::{Model, Placement};
 use crate::starter;
@@ -104,7 +104,8 @@ fn name(format: Format) -> &'static str {
 
 /// Sets the size of the thread pool, once per process, and returns it.
 fn threads(config: &config::Engine) -> anyhow::Result<usize> {
-    let threads = config.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
+    let processors = || std::thread::available_parallelism().map_or(1, usize::from);
+    let threads = config.threads.unwrap_or_else(|| calibrate::threads(processors()));
     rayon::ThreadPoolBuilder::new().num_threads(threads).build_global().context("thread pool")?;
     Ok(threads)
 }

@@ -11,6 +11,7 @@ use clap::{ArgMatches, Args};
 use serde_json::Value;
 
 use super::demo::Task;
+use super::settings::object;
 use super::{ConfigFile, WithLog, host, learning, term};
 use crate::config::Config;
 use crate::rl::trainer;
@@ -69,14 +70,6 @@ pub struct TrainArgs {
     /// What is run, and where the log is.
     #[command(flatten)]
     pub sections: WithLog,
-}
-
-fn object(text: &str) -> Result<Value, String> {
-    match serde_json::from_str(text) {
-        Ok(value @ Value::Object(_)) => Ok(value),
-        Ok(_) => Err("a JSON object, such as '{\"steps\": 16}'".to_owned()),
-        Err(error) => Err(error.to_string()),
-    }
 }
 
 /// Runs the command.

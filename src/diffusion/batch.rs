@@ -87,12 +87,18 @@ struct Kin {
     adapter: Option<u64>,
     /// Positions whose keys and values are kept.
     keep: usize,
+    /// What comes before its rows, by address.
+    past: Option<usize>,
 }
 
 impl Savings {
     /// What a canvas' sequence must have in common with another to be evaluated once for both; nothing is shared later.
-    fn share(self, canvas: &Canvas, keep: usize) -> Option<Kin> {
-        let kin = Kin { image: canvas.is_image(), adapter: canvas.adapter().map(|a| a.id()), keep };
+    fn share(self, canvas: &Canvas, place: &Place) -> Option<Kin> {
+        let past = match &place.past {
+            Past::Kept(kept) => Some(Arc::as_ptr(kept).addr()),
+            Past::None | Past::Span(_) => None,
+        };
+        let kin = Kin { image: canvas.is_image(), adapter: canvas.adapter().map(|a| a.id()), keep: place.keep, past };
         (self.share_first_step && canvas.is_fresh()).then_some(kin)
     }
 }
@@ -131,7 +137,8 @@ impl<'a> Sequences<'a> {
         };
         let place = Place { offset: feed.rows.start, past, keep: feed.keep };
         let ids = &canvas.ids()[feed.rows];
-        let (span, rows) = self.add(part(ids, canvas.due().to_vec(), place), savings.share(canvas, feed.keep));
+        let share = savings.share(canvas, &place);
+        let (span, rows) = self.add(part(ids, canvas.due().to_vec(), place), share);
         Own { span, rows: rows + again, keeps: keeps.or((feed.keep > 0).then_some(span)) }
     }
 
@@ -169,7 +176,7 @@ impl Batch {
             let other = canvas.unconditional().filter(|_| known.is_none()).map(|u| {
                 let needed = canvas.due().iter().map(|&p| u.position(p)).collect();
                 let part = Part { ids: &u.ids, needed, adapter: canvas.adapter().cloned(), place: Place::default() };
-                let (other, more) = sequences.add(part, savings.share(canvas, 0));
+                let (other, more) = sequences.add(part, savings.share(canvas, &Place::default()));
                 rows += more;
                 other
             });

@@ -3,7 +3,9 @@
 //! A cache never decides a result, only what it costs to compute. Two ways of denoising use one:
 //!
 //! - `exact`, where attention goes by blocks (SDAR): finished blocks see nothing of what follows them, so their keys and
-//!   values never change. They are appended when the next block begins, in its first forward.
+//!   values never change. They are appended when the next block begins, in its first forward. They are also those of any
+//!   other sequence that begins with the same ids: a request with a known beginning (a system prompt, a conversation so
+//!   far) takes its blocks over.
 //! - `prefix` and `dual` (Fast-dLLM, arXiv 2505.22618), where all positions see each other: a block's first forward
 //!   evaluates the whole canvas; the following ones see its keys and values, as stale as they are, outside of the suffix
 //!   (`prefix`) or of the block (`dual`). This is an approximation, so a client asks for it by name.
@@ -151,11 +153,22 @@ impl Cache {
         self.kept = Weak::new();
     }
 
-    /// Refers to what is held for it from now on.
-    pub(crate) fn hold(&mut self, caches: &mut Caches, kept: &Arc<Kept>) {
+    /// Refers to what is held for it from now on: the keys and values of the first of `ids` under `adapter`.
+    pub(crate) fn hold(&mut self, caches: &mut Caches, kept: &Arc<Kept>, adapter: Option<u64>, ids: &[u32]) {
         // Let go of first: it may be what makes room.
         self.kept = Weak::new();
-        self.kept = caches.hold(kept);
+        let lasting = self.fidelity == Fidelity::Exact && self.causal.is_some();
+        let beginning = lasting.then(|| Beginning { adapter, ids: ids[..kept.positions().min(ids.len())].to_vec() });
+        self.kept = caches.hold(kept, beginning);
+    }
+
+    /// Takes over what is held of another sequence with the same beginning: whole blocks of the first `given` of `ids`.
+    pub(crate) fn adopt(&mut self, caches: &mut Caches, adapter: Option<u64>, ids: &[u32], given: usize) {
+        let Some(length) = self.causal.filter(|_| self.fidelity == Fidelity::Exact) else { return };
+        let finished = given / length * length;
+        if finished > 0 && self.kept.strong_count() == 0 {
+            self.kept = caches.find(adapter, &ids[..finished], length);
+        }
     }
 }
 
@@ -172,7 +185,15 @@ impl Feed {
     }
 }
 
-/// All that is held, up to a limit. What no canvas refers to any more is let go by itself.
+/// What keys and values belong to, where they hold for any sequence that begins like this.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Beginning {
+    adapter: Option<u64>,
+    ids: Vec<u32>,
+}
+
+/// All that is held, up to a limit. What no canvas refers to any more is let go by itself, but for beginnings, which stay
+/// until there is no room.
 #[derive(Debug, Default)]
 pub struct Caches {
     /// Most bytes.
@@ -186,6 +207,13 @@ struct Held {
     kept: Arc<Kept>,
     /// Tick that used it last.
     used: u64,
+    beginning: Option<Beginning>,
+}
+
+impl Held {
+    fn in_use(&self) -> bool {
+        Arc::weak_count(&self.kept) > 0
+    }
 }
 
 impl Caches {
@@ -213,22 +241,53 @@ impl Caches {
         self.held.iter().map(|held| held.kept.bytes()).sum()
     }
 
-    /// Holds `kept` if there is room: the idle make some, the longest idle first; others keep what they have. Without room
-    /// the reference is a dead one.
-    fn hold(&mut self, kept: &Arc<Kept>) -> Weak<Kept> {
-        if self.held.iter().any(|held| Arc::ptr_eq(&held.kept, kept)) {
-            return Arc::downgrade(kept);
+    /// Holds `kept` if there is room: what no canvas refers to makes some, then the idle, the longest unused first; others
+    /// keep what they have. Without room the reference is a dead one.
+    fn hold(&mut self, kept: &Arc<Kept>, beginning: Option<Beginning>) -> Weak<Kept> {
+        let same =
+            |held: &&mut Held| Arc::ptr_eq(&held.kept, kept) || (beginning.is_some() && held.beginning == beginning);
+        if let Some(held) = self.held.iter_mut().find(same) {
+            held.used = self.tick;
+            return Arc::downgrade(&held.kept);
+        }
+        if let Some(longer) = &beginning {
+            // A longer one does for it.
+            self.held.retain(|held| {
+                let covered = |b: &Beginning| b.adapter == longer.adapter && longer.ids.starts_with(&b.ids);
+                held.in_use() || !held.beginning.as_ref().is_some_and(covered)
+            });
         }
         if !self.fits(kept) {
             self.purge();
         }
         while !self.fits(kept) {
-            let idle = self.held.iter().enumerate().filter(|(_, held)| held.used + IDLE < self.tick);
-            let Some((oldest, _)) = idle.min_by_key(|(_, held)| held.used) else { return Weak::new() };
+            let spare = |held: &Held| !held.in_use() || held.used + IDLE < self.tick;
+            let spare = self.held.iter().enumerate().filter(|(_, held)| spare(held));
+            let Some((oldest, _)) = spare.min_by_key(|(_, held)| (held.in_use(), held.used)) else {
+                return Weak::new();
+            };
             self.held.swap_remove(oldest);
         }
-        self.held.push(Held { kept: Arc::clone(kept), used: self.tick });
+        self.held.push(Held { kept: Arc::clone(kept), used: self.tick, beginning });
         Arc::downgrade(kept)
+    }
+
+    /// What is held of sequences under `adapter` that begin as `ids` do, as far as they have whole blocks of `length` in
+    /// common; a dead reference when that is nothing, or there is no room for a part of what is held.
+    fn find(&mut self, adapter: Option<u64>, ids: &[u32], length: usize) -> Weak<Kept> {
+        let common = |held: &Held| {
+            let beginning = held.beginning.as_ref().filter(|b| b.adapter == adapter)?;
+            let common = beginning.ids.iter().zip(ids).take_while(|(a, b)| a == b).count();
+            Some(common.min(held.kept.positions()) / length * length).filter(|&common| common > 0)
+        };
+        let found = self.held.iter().filter_map(|held| Some((common(held)?, Arc::clone(&held.kept))));
+        let Some((positions, kept)) = found.max_by_key(|(positions, _)| *positions) else { return Weak::new() };
+        let beginning = Beginning { adapter, ids: ids[..positions].to_vec() };
+        match kept.first(positions) {
+            Ok(part) => self.hold(&part, Some(beginning)),
+            // It is computed instead.
+            Err(_) => Weak::new(),
+        }
     }
 
     fn fits(&self, kept: &Kept) -> bool {
@@ -236,7 +295,7 @@ impl Caches {
     }
 
     fn purge(&mut self) {
-        self.held.retain(|held| Arc::weak_count(&held.kept) > 0);
+        self.held.retain(|held| held.in_use() || held.beginning.is_some());
     }
 }
 
@@ -255,7 +314,7 @@ mod tests {
     #[test]
     fn what_nobody_refers_to_is_let_go() {
         let mut caches = Caches::new(1000);
-        let reference = caches.hold(&kept(10));
+        let reference = caches.hold(&kept(10), None);
         caches.begin();
         assert_eq!((caches.bytes(), reference.upgrade().map(|kept| kept.positions())), (80, Some(10)));
         drop(reference);
@@ -267,24 +326,50 @@ mod tests {
     fn one_that_is_shared_counts_once() {
         let mut caches = Caches::new(1000);
         let shared = kept(10);
-        let _references = [caches.hold(&shared), caches.hold(&shared)];
+        let _references = [caches.hold(&shared, None), caches.hold(&shared, None)];
         assert_eq!(caches.bytes(), 80);
     }
 
     #[test]
     fn the_idle_make_room_the_longest_idle_first_and_the_others_keep_theirs() {
         let mut caches = Caches::new(250);
-        let (first, second) = (caches.hold(&kept(10)), caches.hold(&kept(20)));
-        assert!(caches.hold(&kept(10)).upgrade().is_none(), "no room, and nobody is idle");
+        let (first, second) = (caches.hold(&kept(10), None), caches.hold(&kept(20), None));
+        assert!(caches.hold(&kept(10), None).upgrade().is_none(), "no room, and nobody is idle");
         for _ in 0..=IDLE {
             // The second one is in use: a batch holds it.
             let _used = second.upgrade();
             caches.begin();
         }
         assert!(first.upgrade().is_some(), "idleness alone is no reason");
-        let third = caches.hold(&kept(11));
+        let third = caches.hold(&kept(11), None);
         assert!(third.upgrade().is_some() && first.upgrade().is_none() && second.upgrade().is_some());
-        assert!(caches.hold(&kept(32)).upgrade().is_none() && caches.bytes() == 248, "more than the limit");
+        assert!(caches.hold(&kept(32), None).upgrade().is_none() && caches.bytes() == 248, "more than the limit");
+    }
+
+    #[test]
+    fn a_beginning_is_taken_over_as_far_as_it_goes() {
+        let new = || Cache::new(Fidelity::Exact, Some(4));
+        let mut caches = Caches::new(200);
+        let ids: Vec<u32> = (0..12).collect();
+        new().hold(&mut caches, &kept(8), Some(7), &ids);
+        caches.begin();
+        assert_eq!(caches.bytes(), 64, "nobody refers to it, and it stays");
+        let adopt = |caches: &mut Caches, adapter, ids: &[u32], given| {
+            let mut cache = new();
+            cache.adopt(caches, adapter, ids, given);
+            cache.kept.upgrade().map(|kept| kept.positions())
+        };
+        assert_eq!(adopt(&mut caches, Some(7), &ids, 11), Some(8));
+        assert_eq!(adopt(&mut caches, Some(7), &ids, 3), None, "no whole block is given");
+        assert_eq!(adopt(&mut caches, Some(8), &ids, 11), None, "another adapter");
+        let other: Vec<u32> = (0..6).chain(50..60).collect();
+        assert_eq!(adopt(&mut caches, Some(7), &other, 16), Some(4), "one block in common");
+        assert_eq!(adopt(&mut caches, Some(7), &[9; 8], 8), None);
+        // The longer one does for the shorter; without room beginnings go.
+        new().hold(&mut caches, &kept(12), Some(7), &ids);
+        assert_eq!(adopt(&mut caches, Some(7), &ids, 12), Some(12));
+        let _used = caches.hold(&kept(22), None);
+        assert!(caches.bytes() <= 200 && adopt(&mut caches, Some(7), &ids, 12).is_none());
     }
 
     fn stand<'a>(masked: &'a [bool], due: &'a [u32], block: Range<usize>) -> Stand<'a> {
@@ -303,13 +388,13 @@ mod tests {
         assert_eq!(shape(&cache.feed(&block, true)), (0..6, 3, 6));
         assert_eq!(shape(&cache.feed(&block, false)), (0..9, 0, 9));
         let mut caches = Caches::new(1000);
-        cache.hold(&mut caches, &kept(3));
+        cache.hold(&mut caches, &kept(3), None, &[0; 9]);
         assert_eq!(shape(&cache.feed(&block, true)), (3..6, 0, 3));
         // The next block begins: the one before it is evaluated along with it, and kept.
         let masked = [false, false, false, false, false, false, true, true, true];
         assert_eq!(shape(&cache.feed(&stand(&masked, &[6, 7], 6..9), true)), (3..9, 6, 6));
         // More is kept than is finished: not of this sequence.
-        cache.hold(&mut caches, &kept(9));
+        cache.hold(&mut caches, &kept(9), None, &[0; 9]);
         assert_eq!(shape(&cache.feed(&block, true)), (0..6, 3, 6));
     }
 
@@ -321,7 +406,7 @@ mod tests {
             let mut cache = Cache::new(fidelity, None);
             let mut caches = Caches::new(1000);
             assert_eq!(shape(&cache.feed(&block, true)), (0..9, keep, 9));
-            cache.hold(&mut caches, &kept(keep));
+            cache.hold(&mut caches, &kept(keep), None, &[7; 9]);
             cache.stepped(&[7; 9]);
             assert_eq!(shape(&cache.feed(&block, true)), (rows.clone(), 0, rows.len()));
             // The ids are those of the first forward, whatever has been committed since.

@@ -6,10 +6,11 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::cache::{Cache, Feed, Stand};
+use super::cache::{Cache, Caches, Feed, Stand};
 use super::params::{Fidelity, FinishReason, Invalid};
 use super::sample::{Barred, Draw, Rule};
 use super::select::{Policy, View};
+use crate::models::kept::Kept;
 use crate::models::lora::Lora;
 
 /// The commit step of a given position.
@@ -199,6 +200,17 @@ impl Canvas {
     pub(crate) fn feed(&self, finished_blocks: bool) -> Feed {
         let stand = Stand { masked: &self.masked, due: &self.due, block: self.policy.window() };
         self.cache.feed(&stand, finished_blocks)
+    }
+
+    /// Takes over what is kept of another sequence that begins alike.
+    pub(crate) fn adopt(&mut self, caches: &mut Caches) {
+        let given = self.masked.iter().position(|&masked| masked).unwrap_or(self.masked.len());
+        self.cache.adopt(caches, self.adapter.as_ref().map(|adapter| adapter.id()), &self.ids, given);
+    }
+
+    /// Refers to what was kept of its last forward.
+    pub(crate) fn hold(&mut self, caches: &mut Caches, kept: &Arc<Kept>) {
+        self.cache.hold(caches, kept, self.adapter.as_ref().map(|adapter| adapter.id()), &self.ids);
     }
 
     /// Commits everything that is left at the next step ("anytime").

@@ -49,11 +49,13 @@ pub struct Savings {
     pub memoise_unconditional: bool,
     /// Where attention goes by blocks, finished ones are not evaluated again, nor those that nobody sees yet.
     pub keep_finished_blocks: bool,
+    /// Such blocks are taken over from other sequences that begin alike.
+    pub share_beginnings: bool,
 }
 
 impl Default for Savings {
     fn default() -> Self {
-        Self { share_first_step: true, memoise_unconditional: true, keep_finished_blocks: true }
+        Self { share_first_step: true, memoise_unconditional: true, keep_finished_blocks: true, share_beginnings: true }
     }
 }
 
@@ -101,6 +103,9 @@ impl Denoiser {
     /// When the model fails; the canvases are then as before.
     pub fn step(&mut self, model: &dyn Backbone, canvases: &mut [&mut Canvas]) -> Result<Tick, ModelError> {
         let before = timing::spent();
+        if self.savings.keep_finished_blocks && self.savings.share_beginnings {
+            canvases.iter_mut().for_each(|canvas| canvas.adopt(&mut self.caches));
+        }
         let batch = Batch::pack(canvases, self.savings, &self.memo);
         self.caches.begin();
         let (hidden, kept) = match batch.packed.rows() {
@@ -123,7 +128,7 @@ impl Denoiser {
 
         for &(canvas, span) in &batch.keeps {
             if let Some(Some(kept)) = kept.get(span) {
-                canvases[canvas].cache.hold(&mut self.caches, kept);
+                canvases[canvas].hold(&mut self.caches, kept);
             }
         }
         let mut outcomes = vec![Ok(StepOutcome::default()); canvases.len()];

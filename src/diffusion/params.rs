@@ -62,7 +62,7 @@ pub enum TextSampler {
         factor: f64,
     },
     /// Every position that is more confident than the threshold commits, and at least the step's even share of the block
-    /// (SDAR).
+    /// (SDAR; LLaDA2, with blocks of 32 and 0.95).
     LowConfidenceDynamic {
         /// Probability in `(0, 1]`.
         threshold: f64,

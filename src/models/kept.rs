@@ -48,6 +48,18 @@ impl Kept {
         self.bytes
     }
 
+    /// The part of the first `positions`; it shares their memory, and counts it once more.
+    ///
+    /// # Errors
+    /// When there are not so many.
+    pub(crate) fn first(self: &Arc<Self>, positions: usize) -> Result<Arc<Self>> {
+        if positions == self.positions {
+            return Ok(Arc::clone(self));
+        }
+        let layers = self.layers.iter().map(|layer| layer.narrow(0, 0, positions)).collect::<Result<_>>()?;
+        Ok(Arc::new(Self::new(layers, positions)))
+    }
+
     /// Zeros of the same shape, in next to no memory: what is timed on a batch does not depend on the values.
     fn blank(&self) -> Result<Self> {
         let blank = |layer: &Tensor| layer.narrow(0, 0, 1)?.zeros_like()?.broadcast_as(layer.shape());

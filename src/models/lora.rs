@@ -80,13 +80,16 @@ pub(super) struct Delta {
 }
 
 impl Delta {
-    /// s · (x Aᵀ) Bᵀ; the scale is in B.
+    /// s · (x Aᵀ) Bᵀ, computed as the factors are, f32, and given as `x` is; the scale is in B.
     fn of(&self, x: &Tensor) -> Result<Tensor> {
+        let (dtype, x) = (x.dtype(), x.to_dtype(self.a.dtype())?);
         // As in `Linear`: one row would take another kernel.
-        if x.dim(0)? == 1 {
-            return Tensor::cat(&[x, x], 0)?.matmul(&self.a)?.matmul(&self.b)?.narrow(0, 0, 1);
-        }
-        x.matmul(&self.a)?.matmul(&self.b)
+        let update = if x.dim(0)? == 1 {
+            Tensor::cat(&[&x, &x], 0)?.matmul(&self.a)?.matmul(&self.b)?.narrow(0, 0, 1)?
+        } else {
+            x.matmul(&self.a)?.matmul(&self.b)?
+        };
+        update.to_dtype(dtype)
     }
 }
 
@@ -237,12 +240,7 @@ fn delta(
 }
 
 /// The updates of the outputs of one product.
-fn parts(
-    config: &TransformerConfig,
-    scale: f64,
-    targets: &[Target],
-    pairs: &[Option<&Pair>],
-) -> Result<Vec<LowRank>> {
+fn parts(config: &TransformerConfig, scale: f64, targets: &[Target], pairs: &[Option<&Pair>]) -> Result<Vec<LowRank>> {
     let mut first = 0;
     let mut out = Vec::new();
     for (pair, target) in pairs.iter().zip(targets) {

@@ -6,6 +6,7 @@ use candle_core::Var;
 
 use super::*;
 use crate::diffusion::rng::Stream;
+use crate::models::lora::{Lora, Pair, Target};
 use crate::models::shape::{Pattern, Variant};
 
 fn config(variant: Variant) -> TransformerConfig {
@@ -101,4 +102,43 @@ fn a_shifted_model_predicts_from_the_left_neighbour() {
     assert_eq!(hidden(true, &[0, 1, 2, 6]), rows(&[0, 0, 1, 5, 7, 7, 8]));
     assert_eq!(hidden(true, &[3]), rows(&[2, 9]));
     assert_eq!(hidden(false, &[3]), rows(&[3, 10]));
+}
+
+/// As on a GPU: weights of half precision take the composed operations, while an adapter's factors are f32 and learn.
+#[test]
+fn half_precision_agrees_and_its_adapters_learn() {
+    let config = config(everything());
+    let tensors = variables(&config);
+    let mut stream = Stream::new(9, 0);
+    let mut factor = |shape: (usize, usize)| {
+        let values: Vec<f32> = (0..shape.0 * shape.1).map(|_| stream.unit() as f32 * 0.6 - 0.3).collect();
+        Var::from_tensor(&Tensor::from_vec(values, shape, &Device::Cpu).unwrap()).unwrap()
+    };
+    let mut factors = BTreeMap::new();
+    for at in (0..config.n_layers).flat_map(|layer| Target::ALL.map(|target| (layer, target))) {
+        let (out, width) = at.1.shape(&config);
+        factors.insert(at, (factor((2, width)), factor((out, 2))));
+    }
+    let pair = |(a, b): &(Var, Var)| Pair { a: a.as_tensor().clone(), b: b.as_tensor().clone() };
+    let lora = Lora::new(&config, 0.5, factors.iter().map(|(&at, of)| (at, pair(of))).collect()).unwrap();
+    let mut packed = batch(&[0, 1, 4, 6]);
+    packed.adapters = vec![Some(Arc::new(lora)), None];
+    let run = |dtype: DType| {
+        let weight = |name: &str| Some(tensors.get(name)?.as_detached_tensor().to_dtype(dtype).unwrap());
+        let model = Transformer::new(config.clone(), Precision::Exact, weight).unwrap();
+        let logits = model.logits(&model.hidden(&packed).unwrap(), 0..20).unwrap();
+        let gradients = logits.sqr().unwrap().mean_all().unwrap().backward().unwrap();
+        let of = |var: &Var| gradients.get(var).unwrap_or_else(|| panic!("a factor without a gradient")).clone();
+        let all: Vec<Tensor> = factors.values().flat_map(|(a, b)| [of(a), of(b)]).collect();
+        let all: Vec<Tensor> = all.iter().map(|gradient| gradient.flatten_all().unwrap()).collect();
+        (logits, Tensor::cat(&all, 0).unwrap())
+    };
+    let (logits, gradients) = run(DType::F32);
+    let size = |t: &Tensor| t.sqr().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap().sqrt();
+    for (dtype, tolerance) in [(DType::F16, 5e-3), (DType::BF16, 5e-2)] {
+        let (half, half_gradients) = run(dtype);
+        let gap = |a: &Tensor, b: &Tensor| size(&(a - b).unwrap()) / size(b);
+        let (forward, backward) = (gap(&half, &logits), gap(&half_gradients, &gradients));
+        assert!(forward < tolerance && backward < tolerance, "{dtype:?}: {forward} and {backward}");
+    }
 }

@@ -62,6 +62,53 @@ fn finished_blocks_are_kept_without_a_trace() {
     any_mix(&*golden::model("sdar").backbone, 0..150, by_blocks);
 }
 
+/// Positions that a canvas takes with what it keeps itself.
+fn unshared(model: &dyn Backbone, mut canvas: Canvas) -> u64 {
+    let mut denoiser = Denoiser::default();
+    while canvas.finish().is_none() {
+        denoiser.step(model, &mut [&mut canvas]).unwrap();
+    }
+    canvas.positions_evaluated()
+}
+
+/// Requests that begin alike, one after another and together: later ones evaluate only what is new, to the same tokens.
+#[test]
+fn beginnings_are_shared_without_a_trace() {
+    let model = golden::model("sdar");
+    let (backbone, spec) = (&*model.backbone, model.backbone.spec());
+    let mut saved = 0;
+    for case in 0..60 {
+        let mut s = Stream::new(0xBE61, case);
+        let params = TextParams {
+            max_tokens: 1 + s.below(12),
+            block_length: spec.block.unwrap(),
+            steps: 1 + s.below(spec.block.unwrap()),
+            sampler: TextSampler::Sequential,
+            stop_at_eos: false,
+            ..quiet()
+        };
+        let beginning = words(&mut s, 30);
+        let mut denoiser = Denoiser::new(Caches::new([3_000, 40_000, 1 << 30][s.below(3)]));
+        for turn in 0..6 {
+            let prompt = |s: &mut Stream| [&beginning[..s.below(beginning.len() + 1)], &words(s, 6)].concat();
+            let start: Vec<Canvas> =
+                (0..1 + s.below(3)).map(|seed| text(spec, &prompt(&mut s), &params, seed as u64)).collect();
+            let expected: Vec<_> = start.iter().map(|canvas| alone(backbone, canvas)).collect();
+            let mut canvases = start;
+            while canvases.iter().any(|canvas| canvas.finish().is_none()) {
+                let mut batch: Vec<&mut Canvas> = canvases.iter_mut().filter(|c| c.finish().is_none()).collect();
+                denoiser.step(backbone, &mut batch).unwrap();
+            }
+            for (canvas, expected) in canvases.iter().zip(&expected) {
+                assert_eq!(result(canvas), result(expected), "case {case}, turn {turn}");
+                let fresh = unshared(backbone, text(spec, expected.prompt_ids(), &params, expected.seed()));
+                saved += fresh.saturating_sub(canvas.positions_evaluated());
+            }
+        }
+    }
+    assert!(saved > 1000, "{saved} positions");
+}
+
 #[test]
 fn the_approximations_differ_and_cost_less() {
     let model = golden::model("llada");

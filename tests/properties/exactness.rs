@@ -16,8 +16,12 @@ const TEMPERATURES: [f64; 4] = [0.0, 0.0, 1.0, 0.7];
 const SCALES: [f64; 3] = [0.0, 0.0, 1.5];
 
 /// Nothing is saved.
-pub(super) const WASTEFUL: Savings =
-    Savings { share_first_step: false, memoise_unconditional: false, keep_finished_blocks: false };
+pub(super) const WASTEFUL: Savings = Savings {
+    share_first_step: false,
+    memoise_unconditional: false,
+    keep_finished_blocks: false,
+    share_beginnings: false,
+};
 
 const SAMPLERS: [TextSampler; 14] = [
     TextSampler::LowConfidence,
@@ -146,6 +150,7 @@ pub(super) fn mix(model: &dyn Backbone, s: &mut Stream, start: Vec<Canvas>, case
         share_first_step: s.chance(0.7),
         memoise_unconditional: s.chance(0.7),
         keep_finished_blocks: s.chance(0.7),
+        share_beginnings: s.chance(0.7),
     };
     let limit = [0, 20_000, 300_000, 1 << 30][s.below(4)];
     denoiser.caches = Caches::new(limit);

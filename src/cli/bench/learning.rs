@@ -8,7 +8,7 @@ use serde::Serialize;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use super::load::{Client, Plan};
+use super::load::{Client, Measured, Plan};
 use super::report::Run;
 use crate::cli::demo::Task;
 use crate::cli::host::Host;
@@ -72,20 +72,28 @@ impl Background {
     }
 }
 
-/// Runs `plan` again while it learns; `alone` is what it gave before.
+/// Runs `plan` again while it learns, and once more without; `before` is what it gave at first. A machine's speed drifts,
+/// by more than what is looked for: compared is with what lies on both sides.
 ///
 /// # Errors
 /// When the model cannot learn, or no request succeeds.
-pub async fn beside(client: &Client, plan: &Plan, alone: &Run, host: &Host, config: &Config) -> anyhow::Result<Beside> {
+pub async fn beside(
+    client: &Client,
+    plan: &Plan,
+    before: Measured,
+    host: &Host,
+    config: &Config,
+) -> anyhow::Result<Beside> {
     let background = Background::start(host, config)?;
     let measured = client.run(plan).await;
     let updates = background.stop().await?;
     let run = Run::new(plan, &measured?, None)?;
+    let alone = Run::new(plan, &before.and(client.run(plan).await?), None)?;
     let per_s = |run: &Run| run.requests as f64 / run.seconds;
     Ok(Beside {
         p50: run.latency_ms.p50 / alone.latency_ms.p50,
         p95: run.latency_ms.p95 / alone.latency_ms.p95,
-        throughput: per_s(&run) / per_s(alone),
+        throughput: per_s(&run) / per_s(&alone),
         requests: run.requests,
         updates,
     })

@@ -122,6 +122,17 @@ pub struct Measured {
     pub ticks: Option<Ticks>,
 }
 
+impl Measured {
+    /// Both runs as one; the ticks are those of the first.
+    #[must_use]
+    pub fn and(mut self, other: Self) -> Self {
+        self.elapsed += other.elapsed;
+        self.answers.extend(other.answers);
+        self.failures.extend(other.failures);
+        self
+    }
+}
+
 /// A server under measurement.
 #[derive(Debug, Clone)]
 pub struct Client {

@@ -14,13 +14,25 @@ use crate::rl::lanes::{Lane, LaneConfig, PREFERENCE};
 use crate::rl::reward::combine::Aggregate;
 use crate::rl::reward::config::{Hook, HookKind, Metric, MetricType, Optimize, Reward};
 use crate::rl::trainer::{EstimatorKind, Promotion, TrainingConfig};
-use crate::starter::scenes::{self, Codec, Colour, KINDS, SceneSpec};
+use crate::starter::scenes::{self, Codec, Colour, KINDS, Kind, SceneSpec};
 use crate::starter::words::{self, Problem};
 
 /// Completions that a person asks for at once.
 pub const GROUP: u64 = 8;
 /// One word problem in this many, by its arithmetic, is for judging and never shown to the crowd.
 const WORDS_JUDGED_ONE_IN: u64 = 4;
+/// What people who want right pictures ask for, in turn: what does not come out yet comes up again. They are judged on
+/// all kinds alike.
+const ASKED: [Kind; 8] = [
+    Kind::CountPosition,
+    Kind::Count,
+    Kind::Two,
+    Kind::CountPosition,
+    Kind::Position,
+    Kind::Count,
+    Kind::CountPosition,
+    Kind::Colour,
+];
 /// The colour that people like.
 const LIKED: Colour = Colour::Blue;
 
@@ -96,8 +108,9 @@ impl Task {
                 }
             },
             Self::Scenes => {
-                // Kinds in turn: every share of the prompts is balanced.
-                let kind = KINDS[index as usize % KINDS.len()];
+                // In turn: every share of the prompts is balanced.
+                let kinds = if held_out { KINDS.as_slice() } else { ASKED.as_slice() };
+                let kind = kinds[index as usize % kinds.len()];
                 let example = scenes::sample(&mut stream, kind, split);
                 Prompt::Scene(example.caption, example.spec)
             }
@@ -247,9 +260,10 @@ impl Task {
             lr: match self {
                 Self::Taste => 5e-4,
                 // Correctness moves slowly, and a higher rate undoes it after a dozen updates.
-                Self::Scenes => 3e-4,
+                Self::Scenes => 4e-4,
                 Self::Words => 6e-4,
             },
+            settle: if self == Self::Scenes { 6 } else { 0 },
             estimator: if draws { EstimatorKind::Trajectory } else { EstimatorKind::MaskGrpo },
             guided: draws,
             beta: 0.01,
@@ -257,12 +271,16 @@ impl Task {
             threads: std::thread::available_parallelism().map_or(1, usize::from),
             // What is watched here is the rise of the success rate; ratings of one moment take no version back.
             trial_ratings: 1_000_000,
-            data: LaneConfig { per_subject_max: 4096, hold_out_one_in: 4, ..LaneConfig::default() },
+            data: LaneConfig {
+                per_subject_max: 4096,
+                hold_out_one_in: if self == Self::Scenes { 8 } else { 4 },
+                ..LaneConfig::default()
+            },
             // Only people can score, so the gate sees no more than how a candidate rates what was rated: a few dozen
             // noisy thumbs, on the few prompts that were held out so far. It refuses what is clearly worse; that a version
             // is better shows over several.
             gate: GateConfig {
-                prompts: 16,
+                prompts: if draws { 8 } else { 16 },
                 completions: 4,
                 min_gain: -0.05,
                 max_guard_loss: 0.5,

@@ -16,6 +16,7 @@ use crate::api::defaults::Defaults;
 use crate::cli::demo::judge::Marks;
 use crate::cli::demo::task::{Opinion, Prompt, Task};
 use crate::cli::host::Host;
+use crate::cli::settings::overlaid;
 use crate::diffusion::rng::mix64;
 use crate::engine::job::{self, Finished, ImageParams, Priority, TextParams};
 use crate::engine::{Engine, Serving};
@@ -189,15 +190,18 @@ impl Practice {
     /// When a setting has no meaning.
     pub fn asked(&self, prompt: &Prompt, settings: &Value) -> anyhow::Result<Asked> {
         let defaults = Defaults::default();
+        let mut settings = settings.clone();
+        // How many it completes is its own business.
+        settings.as_object_mut().and_then(|settings| settings.remove("n"));
         let task = if self.task.draws() {
             let grid = self.engine.spec().image.as_ref().context("this model draws nothing")?.grid;
-            let mut params: ImageParams = overlaid(&defaults.image.params(grid), settings)?;
+            let mut params: ImageParams = overlaid(&defaults.image.params(grid), &settings)?;
             if settings.get("token_temperature").is_none() {
                 params.token_temperature = defaults.image.token_temperature(params.sampler, params.temperature);
             }
             job::Task::Image(params)
         } else {
-            job::Task::Text(overlaid::<TextParams>(&defaults.text.params(), settings)?)
+            job::Task::Text(overlaid::<TextParams>(&defaults.text.params(), &settings)?)
         };
         Ok(Asked { prompt: job::Prompt::Text(prompt.text().to_owned()), negative: None, task })
     }
@@ -216,14 +220,4 @@ impl Practice {
         let parts = [number(opinion.wanted), number(opinion.correct), opinion.soft];
         parts.iter().zip(&self.reward).map(|(part, weight)| part * weight).sum()
     }
-}
-
-/// `params` with the fields of `settings` in place of its own.
-fn overlaid<T: Serialize + serde::de::DeserializeOwned>(params: &T, settings: &Value) -> anyhow::Result<T> {
-    let mut value = serde_json::to_value(params)?;
-    if let (Value::Object(value), Value::Object(settings)) = (&mut value, settings) {
-        let known = settings.iter().filter(|(key, _)| key.as_str() != "n");
-        value.extend(known.map(|(key, value)| (key.clone(), value.clone())));
-    }
-    serde_json::from_value(value).context("--sampling or --judge-at")
 }

@@ -10,9 +10,11 @@ use candle_core::{CpuStorage, CustomOp2, CustomOp3, D, DType, Device, IndexOp, L
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use super::slice;
 use super::timing::timed;
+use super::{fused, slice};
 
+#[cfg(feature = "flash-attn")]
+mod flash;
 mod kernel;
 
 use kernel::Head;
@@ -114,9 +116,9 @@ pub fn attention(q: &Tensor, kv: &Tensor, plan: &Arc<AttentionPlan>) -> Result<T
     plan.check(q, kv)?;
     timed(
         |t| &mut t.attention,
-        || match q.device().is_cpu() {
+        || match fused(q) {
             true => q.contiguous()?.apply_op2(&kv.contiguous()?, Attention(Arc::clone(plan))),
-            false => composed(q, kv, plan),
+            false => elsewhere(q, kv, plan),
         },
     )
 }
@@ -231,6 +233,15 @@ impl CustomOp3 for AttentionGrad {
     }
 }
 
+/// Where there is no kernel of ours.
+fn elsewhere(q: &Tensor, kv: &Tensor, plan: &AttentionPlan) -> Result<Tensor> {
+    #[cfg(feature = "flash-attn")]
+    if flash::applies(q, kv, plan) {
+        return flash::attention(q, kv, plan);
+    }
+    composed(q, kv, plan)
+}
+
 /// The same of candle's differentiable operations, span by span.
 fn composed(q: &Tensor, kv: &Tensor, plan: &AttentionPlan) -> Result<Tensor> {
     let (h, n_kv, d) = (plan.n_heads, plan.n_kv_heads, plan.head_dim);
@@ -273,7 +284,7 @@ fn bias(plan: &AttentionPlan, span: &AttentionSpan, dtype: DType, device: &Devic
     Tensor::from_vec(values, (1, span.queries.len(), keys), device)?.to_dtype(dtype)
 }
 
-/// Half-split (NeoX) rotation of `x` `(heads, rows, head_dim)`.
+/// Half-split (NeoX) rotation of `x` `(heads, rows, head_dim)`, in f32 as the reference does it.
 fn rotate(x: &Tensor, positions: &[u32], rope: &RopeTable) -> Result<Tensor> {
     let table = |pick: fn(&RopeTable, usize) -> &[f32], device: &Device| -> Result<Tensor> {
         let values: Vec<f32> = positions.iter().flat_map(|&p| pick(rope, p as usize)).copied().collect();
@@ -281,10 +292,12 @@ fn rotate(x: &Tensor, positions: &[u32], rope: &RopeTable) -> Result<Tensor> {
     };
     let cos = table(|rope, p| rope.at(p).0, x.device())?;
     let sin = table(|rope, p| rope.at(p).1, x.device())?;
+    let dtype = x.dtype();
+    let x = x.to_dtype(DType::F32)?;
     let (a, b) = (x.narrow(D::Minus1, 0, rope.half)?, x.narrow(D::Minus1, rope.half, rope.half)?);
     let first = (a.broadcast_mul(&cos)? - b.broadcast_mul(&sin)?)?;
     let second = (b.broadcast_mul(&cos)? + a.broadcast_mul(&sin)?)?;
-    Tensor::cat(&[first, second], D::Minus1)
+    Tensor::cat(&[first, second], D::Minus1)?.to_dtype(dtype)
 }
 
 #[cfg(test)]

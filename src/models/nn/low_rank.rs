@@ -7,11 +7,11 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use candle_core::{CpuStorage, DType, InplaceOp2, Layout, Result, Tensor};
+use candle_core::{CpuStorage, InplaceOp2, Layout, Result, Tensor};
 use multiversion::multiversion;
 use rayon::prelude::*;
 
-use super::slice;
+use super::{fused, slice};
 
 /// Values that are computed side by side: a register of AVX-512, two of AVX2.
 const LANES: usize = 16;
@@ -56,7 +56,7 @@ pub type Updates = (Range<usize>, Arc<[LowRank]>);
 /// Whether [`add`] can be used: on the CPU, in f32, and nobody will ask for a gradient.
 #[must_use]
 pub fn applies(y: &Tensor, x: &Tensor) -> bool {
-    let plain = |t: &Tensor| t.device().is_cpu() && t.dtype() == DType::F32 && !t.track_op();
+    let plain = |t: &Tensor| fused(t) && !t.track_op();
     plain(y) && plain(x)
 }
 

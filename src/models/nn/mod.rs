@@ -5,9 +5,10 @@
 //! is also the reference of the tests. candle's own fused operations (`softmax_last_dim`, `rms_norm`, `rope`) are
 //! not used: they have no backward pass and cut gradients without an error.
 
-use candle_core::{CpuStorage, Layout, Result};
+use candle_core::{CpuStorage, DType, Layout, Result, Tensor};
 
 pub mod attention;
+pub mod calibrate;
 pub mod elementwise;
 pub mod gemm;
 pub mod linear;
@@ -20,6 +21,11 @@ pub mod token_logprob;
 
 pub use linear::{Linear, Precision, Products};
 pub use packed::Format;
+
+/// Whether `x` is computed by the kernels of this folder, which are for the CPU and f32. Anything else is composed.
+pub(crate) fn fused(x: &Tensor) -> bool {
+    x.device().is_cpu() && x.dtype() == DType::F32
+}
 
 /// The values of a contiguous f32 tensor on the CPU.
 pub(crate) fn slice<'a>(storage: &'a CpuStorage, layout: &Layout, what: &'static str) -> Result<&'a [f32]> {

@@ -4,7 +4,7 @@ use candle_core::{CpuStorage, CustomOp2, CustomOp3, D, Layout, Result, Shape, Te
 use rayon::prelude::*;
 
 use super::timing::timed;
-use super::{elementwise, slice};
+use super::{elementwise, fused, slice};
 
 /// Rows handled by one task; small enough to spread, large enough to be worth it.
 const ROWS_PER_TASK: usize = 64;
@@ -16,7 +16,7 @@ const ROWS_PER_TASK: usize = 64;
 pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
     timed(
         |t| &mut t.elementwise,
-        || match x.device().is_cpu() {
+        || match fused(x) {
             true => x.contiguous()?.apply_op2(weight, RmsNorm { eps: eps as f32 }),
             false => composed(x, weight, eps),
         },

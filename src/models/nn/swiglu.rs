@@ -4,7 +4,7 @@ use candle_core::{CpuStorage, CustomOp1, CustomOp2, D, Layout, Result, Shape, Te
 use rayon::prelude::*;
 
 use super::timing::timed;
-use super::{elementwise, slice};
+use super::{elementwise, fused, slice};
 
 const ROWS_PER_TASK: usize = 32;
 
@@ -15,7 +15,7 @@ const ROWS_PER_TASK: usize = 32;
 pub fn swiglu(gate_up: &Tensor) -> Result<Tensor> {
     timed(
         |t| &mut t.elementwise,
-        || match gate_up.device().is_cpu() {
+        || match fused(gate_up) {
             true => gate_up.contiguous()?.apply_op1(SwiGlu),
             false => composed(gate_up),
         },

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, D, Layout, Result, Shape, Tensor};
 
-use super::{elementwise, slice};
+use super::{elementwise, fused, slice};
 
 /// `logits` `(rows, vocab)` and one target per row to log-probabilities `(rows)`.
 ///
@@ -15,7 +15,7 @@ pub fn token_logprob(logits: &Tensor, targets: &[u32]) -> Result<Tensor> {
     if targets.len() != rows || targets.iter().any(|&t| t as usize >= vocab) {
         candle_core::bail!("token_logprob: {} targets below {vocab} wanted for {rows} rows", targets.len());
     }
-    if logits.device().is_cpu() {
+    if fused(logits) {
         return logits.contiguous()?.apply_op1(TokenLogprob { targets: targets.into() });
     }
     composed(logits, targets)

@@ -138,6 +138,9 @@ pub struct TrainingConfig {
     pub inner: u32,
     /// Learning rate.
     pub lr: f64,
+    /// Versions after which the rate is half, and a third after twice as many: the adapter settles where noise would
+    /// otherwise keep it moving. 0 never lowers it, for likes that change.
+    pub settle: u32,
     /// What is made smaller.
     pub loss: LossKind,
     /// What the policy is compared with.
@@ -199,6 +202,7 @@ impl Default for TrainingConfig {
             epochs: 1,
             inner: 2,
             lr: 1e-3,
+            settle: 0,
             loss: LossKind::default(),
             reference: Reference::default(),
             preference: PreferenceConfig::default(),
@@ -274,6 +278,13 @@ impl TrainingConfig {
             LossKind::Kto => Some(Bounds::Kto(KtoConfig { beta, desired, undesired })),
             LossKind::Dpo => Some(Bounds::Dpo(DpoConfig { beta, sft })),
         }
+    }
+
+    /// The learning rate of a run that starts from version number `version`.
+    #[must_use]
+    pub fn rate(&self, version: u64) -> f64 {
+        let versions = if self.settle == 0 { 0.0 } else { version as f64 / f64::from(self.settle) };
+        self.lr / (1.0 + versions)
     }
 
     /// The estimator of images or of texts.

@@ -29,13 +29,13 @@ use super::lanes::Lane;
 use super::policy::Policy;
 use super::publish::{Order, Publisher};
 use super::reward::Rewards;
-use super::update::UpdateReport;
+use super::update::{Judged, UpdateReport};
 use crate::adapters::{Routes, VersionId};
 use crate::engine::Engine;
 use crate::store::Store;
 use crate::telemetry::metrics as names;
-pub use duty::Duty;
 pub use config::{EstimatorKind, Promotion, TrainingConfig};
+pub use duty::Duty;
 use run::Run;
 pub use run::learning_threads;
 use status::{LaneStatus, LastRun, Phase, RunProgress, TrainerStatus};
@@ -46,6 +46,8 @@ const POLL: Duration = Duration::from_millis(500);
 const WATCH: Duration = Duration::from_secs(5);
 /// How long the lease lasts without renewal.
 const LEASE: Duration = Duration::from_secs(30);
+/// Held-out completions that a gate compares versions on, the latest.
+const HELD_OUT: usize = 128;
 /// Weight of the past in the running means of singles.
 const BASELINE_DECAY: f64 = 0.98;
 
@@ -78,6 +80,8 @@ pub(super) struct Shared {
     cancelled: AtomicBool,
     baselines: tokio::sync::Mutex<Baselines>,
     promoted: Mutex<Option<Instant>>,
+    /// What the gates so far had held out, the oldest first.
+    held_out: Mutex<Vec<Judged>>,
 }
 
 impl Shared {
@@ -92,6 +96,7 @@ impl Shared {
             cancelled: AtomicBool::new(false),
             baselines: tokio::sync::Mutex::new(Baselines::new(BASELINE_DECAY)),
             promoted: Mutex::new(None),
+            held_out: Mutex::default(),
         }
     }
 
@@ -131,6 +136,16 @@ impl Shared {
                 }
             }
         });
+    }
+
+    /// Adds to what was held out, and gives all of it: one run alone may have held out next to nothing. It is forgotten
+    /// when the server stops.
+    fn held_out(&self, more: &[Judged]) -> Vec<Judged> {
+        let mut all = self.held_out.lock().unwrap_or_else(PoisonError::into_inner);
+        all.extend_from_slice(more);
+        let old = all.len().saturating_sub(HELD_OUT);
+        all.drain(..old);
+        all.clone()
     }
 
     fn promoted(&self) {

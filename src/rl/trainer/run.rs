@@ -161,7 +161,7 @@ impl Run<'_> {
             Reference::Served => parent,
             Reference::Base => None,
         };
-        let device = self.device();
+        let (device, rate) = (self.device(), config.rate(current.version()));
         let large = self.parts.engine.spec().parameters >= CHECKPOINTED;
         blocking(move || {
             let known = checkpoint.load(fingerprint, &mut policy, &device).unwrap_or_else(|error| {
@@ -174,7 +174,7 @@ impl Run<'_> {
                 let batch = &batches[done % batches.len()];
                 let checkpointing = config.checkpointing.unwrap_or(large);
                 let settings = UpdateConfig { checkpointing, ..config.update(batch.image, fingerprint ^ done as u64) };
-                let report = update(&workshop, &mut policy, reference.as_ref(), &batch.judged, &settings, config.lr)?;
+                let report = update(&workshop, &mut policy, reference.as_ref(), &batch.judged, &settings, rate)?;
                 reports.push(report);
                 let done = done + 1;
                 shared.progress(done, total, &report);
@@ -230,7 +230,8 @@ impl Run<'_> {
         let parts = self.parts;
         let bench = Bench(parts);
         let trials = bench.trials(candidate, current).await?;
-        let (workshop, config, judged) = (parts.workshop(self.shared)?, parts.config.clone(), data.held_out.clone());
+        let (workshop, config, judged) =
+            (parts.workshop(self.shared)?, parts.config.clone(), self.shared.held_out(&data.held_out));
         let (policy, parent) = (Arc::clone(policy), parent.cloned());
         let (agreement, kl) =
             blocking(move || agreement(&workshop, &policy, parent.as_ref(), &judged, &config)).await??;
