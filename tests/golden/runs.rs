@@ -125,9 +125,10 @@ pub(super) fn assert_official(run: &Run, canvas: &Canvas) {
 
 /// Runs them alone, then again, joining one after another.
 pub(super) fn check(model: &Model, runs: &[Run]) {
-    let (mut denoiser, backbone) = (Denoiser::default(), &*model.backbone);
+    let backbone = &*model.backbone;
     for run in runs {
-        let mut canvas = run.canvas(model, 0);
+        // Alone to the last: what other runs kept is not there.
+        let (mut denoiser, mut canvas) = (Denoiser::default(), run.canvas(model, 0));
         while canvas.finish().is_none() {
             denoiser.step(backbone, &mut [&mut canvas]).unwrap();
         }
@@ -135,6 +136,7 @@ pub(super) fn check(model: &Model, runs: &[Run]) {
         let evaluated = canvas.positions_evaluated();
         assert!(run.rows.is_none_or(|rows| rows == evaluated), "{}: {evaluated} positions", run.label);
     }
+    let mut denoiser = Denoiser::default();
     let mut mixed: Vec<Canvas> = runs.iter().map(|run| run.canvas(model, 0)).collect();
     for tick in 0.. {
         let joined = mixed.iter_mut().enumerate().filter(|(i, canvas)| i % 4 <= tick && canvas.finish().is_none());

@@ -30,9 +30,10 @@ pub fn threads(processors: usize) -> usize {
 /// Products per second on so many threads; `None` when that cannot be tried.
 fn rate(threads: usize) -> Option<f64> {
     let (rows, inputs, outputs) = SHAPE;
-    let panels = Panels::pack(&vec![0.5; outputs * inputs], outputs, inputs, Format::F32).ok()?;
-    let x = vec![0.5; rows * inputs];
+    let (weight, x) = (vec![0.5; outputs * inputs], vec![0.5; rows * inputs]);
+    // Everything in here: the global pool gets its size only after this.
     let pool = ThreadPoolBuilder::new().num_threads(threads.max(1)).build().ok()?;
+    let panels = pool.install(|| Panels::pack(&weight, outputs, inputs, Format::F32)).ok()?;
     let attempt = || {
         let (begun, mut products) = (Instant::now(), 0.0);
         while begun.elapsed() < ATTEMPT {

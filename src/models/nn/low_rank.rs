@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use candle_core::{CpuStorage, InplaceOp2, Layout, Result, Tensor};
 use multiversion::multiversion;
+use multiversion::target::match_target;
 use rayon::prelude::*;
 
 use super::{fused, slice};
@@ -113,23 +114,41 @@ impl InplaceOp2 for Add {
 }
 
 /// Rows of `x` to rows of `y`; every row's sums have one order, however many there are.
-#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2+fma", "aarch64+neon"))]
 fn update(x: &[f32], y: &mut [f32], width: usize, part: &LowRank, hidden: &mut [f32]) {
+    match_target! {
+        "x86_64+avx512f" => blocks::<true>(x, y, width, part, hidden),
+        "x86_64+avx2+fma" => blocks::<true>(x, y, width, part, hidden),
+        "aarch64+neon" => blocks::<true>(x, y, width, part, hidden),
+        _ => blocks::<false>(x, y, width, part, hidden),
+    }
+}
+
+/// In blocks of [`ROWS`]. With FUSED a multiplication and its addition are one instruction, rounded once.
+#[inline(always)]
+fn blocks<const FUSED: bool>(x: &[f32], y: &mut [f32], width: usize, part: &LowRank, hidden: &mut [f32]) {
     let whole = x.len() / part.inputs / ROWS * ROWS;
     let (x_blocks, x_rest) = x.split_at(whole * part.inputs);
     let (y_blocks, y_rest) = y.split_at_mut(whole * width);
     let blocks = x_blocks.chunks_exact(ROWS * part.inputs).zip(y_blocks.chunks_exact_mut(ROWS * width));
     for (x, y) in blocks {
-        block::<ROWS>(x, y, width, part, hidden);
+        block::<ROWS, FUSED>(x, y, width, part, hidden);
     }
     for (x, y) in x_rest.chunks_exact(part.inputs).zip(y_rest.chunks_exact_mut(width)) {
-        block::<1>(x, y, width, part, hidden);
+        block::<1, FUSED>(x, y, width, part, hidden);
     }
 }
 
 /// N rows.
 #[inline(always)]
-fn block<const N: usize>(x: &[f32], y: &mut [f32], width: usize, part: &LowRank, hidden: &mut [f32]) {
+fn block<const N: usize, const FUSED: bool>(
+    x: &[f32],
+    y: &mut [f32],
+    width: usize,
+    part: &LowRank,
+    hidden: &mut [f32],
+) {
+    let add = |sum: f32, a: f32, b: f32| if FUSED { a.mul_add(b, sum) } else { sum + a * b };
     let (lanes, outputs) = (part.lanes(), part.outputs.len());
     for first in (0..lanes).step_by(LANES) {
         let mut sums = [[0.0f32; LANES]; N];
@@ -138,7 +157,7 @@ fn block<const N: usize>(x: &[f32], y: &mut [f32], width: usize, part: &LowRank,
             for n in 0..N {
                 let x = x[n * part.inputs + i];
                 for l in 0..LANES {
-                    sums[n][l] += x * a[l];
+                    sums[n][l] = add(sums[n][l], x, a[l]);
                 }
             }
         }
@@ -158,7 +177,7 @@ fn block<const N: usize>(x: &[f32], y: &mut [f32], width: usize, part: &LowRank,
             for n in 0..N {
                 let t = hidden[n * lanes + r];
                 for l in 0..LANES {
-                    sums[n][l] += t * b[l];
+                    sums[n][l] = add(sums[n][l], t, b[l]);
                 }
             }
         }
@@ -170,7 +189,7 @@ fn block<const N: usize>(x: &[f32], y: &mut [f32], width: usize, part: &LowRank,
         for o in tiled..outputs {
             let y = &mut y[n * width + part.outputs.start + o];
             for r in 0..part.rank {
-                *y += hidden[n * lanes + r] * part.b[r * outputs + o];
+                *y = add(*y, hidden[n * lanes + r], part.b[r * outputs + o]);
             }
         }
     }

@@ -4,6 +4,7 @@
 use std::ops::Range;
 
 use multiversion::multiversion;
+use multiversion::target::match_target;
 
 use super::{AttentionPlan, AttentionSpan};
 use crate::models::nn::elementwise;
@@ -192,25 +193,45 @@ fn transpose(x: &[f32], n: usize, d: usize) -> Vec<f32> {
 
 /// out `(m, n)` = a `(m, k)` · b `(k, n)` with n a multiple of [`LANES`]; a's element (i, j) is at
 /// `i·strides.0 + j·strides.1`. Each output is summed over k in order, whatever m is.
-#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2+fma", "aarch64+neon"))]
 fn product(a: &[f32], strides: (usize, usize), m: usize, k: usize, b: &[f32], n: usize, out: &mut [f32]) {
+    // Sums of a tile in half of the registers: 8 of 32, or 8 of 16.
+    match_target! {
+        "x86_64+avx512f" => tiles::<LANES, true>(a, strides, m, k, b, n, out),
+        "x86_64+avx2+fma" => tiles::<{ LANES / 2 }, true>(a, strides, m, k, b, n, out),
+        "aarch64+neon" => tiles::<{ LANES / 4 }, true>(a, strides, m, k, b, n, out),
+        _ => tiles::<{ LANES / 4 }, false>(a, strides, m, k, b, n, out),
+    }
+}
+
+/// In tiles of W columns. With FUSED a multiplication and its addition are one instruction, rounded once.
+#[inline(always)]
+fn tiles<const W: usize, const FUSED: bool>(
+    a: &[f32],
+    strides: (usize, usize),
+    m: usize,
+    k: usize,
+    b: &[f32],
+    n: usize,
+    out: &mut [f32],
+) {
     let mut i = 0;
     while i + ROWS <= m {
-        for column in (0..n).step_by(LANES) {
-            tile::<ROWS>(a, strides, i, k, b, n, column, out);
+        for column in (0..n).step_by(W) {
+            tile::<ROWS, W, FUSED>(a, strides, i, k, b, n, column, out);
         }
         i += ROWS;
     }
     for i in i..m {
-        for column in (0..n).step_by(LANES) {
-            tile::<1>(a, strides, i, k, b, n, column, out);
+        for column in (0..n).step_by(W) {
+            tile::<1, W, FUSED>(a, strides, i, k, b, n, column, out);
         }
     }
 }
 
 #[inline(always)]
 #[expect(clippy::too_many_arguments, reason = "the innermost tile of `product`, inlined into it")]
-fn tile<const R: usize>(
+fn tile<const R: usize, const W: usize, const FUSED: bool>(
     a: &[f32],
     strides: (usize, usize),
     row: usize,
@@ -220,20 +241,20 @@ fn tile<const R: usize>(
     column: usize,
     out: &mut [f32],
 ) {
-    let mut sums = [[0.0f32; LANES]; R];
+    let mut sums = [[0.0f32; W]; R];
     for j in 0..k {
-        let b: &[f32; LANES] = match b[j * n + column..].first_chunk() {
+        let b: &[f32; W] = match b[j * n + column..].first_chunk() {
             Some(b) => b,
             None => return,
         };
         for (r, sums) in sums.iter_mut().enumerate() {
             let a = a[(row + r) * strides.0 + j * strides.1];
-            for lane in 0..LANES {
-                sums[lane] += a * b[lane];
+            for lane in 0..W {
+                sums[lane] = if FUSED { a.mul_add(b[lane], sums[lane]) } else { sums[lane] + a * b[lane] };
             }
         }
     }
     for (r, sums) in sums.iter().enumerate() {
-        out[(row + r) * n + column..][..LANES].copy_from_slice(sums);
+        out[(row + r) * n + column..][..W].copy_from_slice(sums);
     }
 }
