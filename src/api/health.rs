@@ -15,6 +15,7 @@ use super::state::App;
 use crate::engine::Status;
 use crate::rl::trainer::Promotion;
 use crate::store::StoreCounts;
+use crate::telemetry;
 
 /// The process is alive.
 #[derive(Debug, Serialize, ToSchema)]
@@ -159,6 +160,7 @@ pub(super) async fn get_info(State(app): State<App>) -> Result<Json<Info>, ApiEr
     responses((status = 200, description = "Prometheus text format.", body = String, content_type = "text/plain")))]
 pub(super) async fn get_metrics(State(app): State<App>) -> Response {
     let media_type = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
+    telemetry::note_memory();
     ([(header::CONTENT_TYPE, media_type)], app.metrics.render()).into_response()
 }
 

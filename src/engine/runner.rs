@@ -131,7 +131,9 @@ impl Runner {
         let result = {
             let mut slots: Vec<Option<&mut Canvas>> = self.canvases.iter_mut().map(|c| Some(&mut c.canvas)).collect();
             let mut canvases: Vec<&mut Canvas> = chosen.iter().filter_map(|&i| slots[i].take()).collect();
-            self.denoiser.step(self.model.backbone.as_ref(), &mut canvases)
+            let (denoiser, model) = (&mut self.denoiser, self.model.backbone.as_ref());
+            // On one of the pool's threads: from outside, each operation would wake them and sleep until they are done.
+            rayon::scope(|_| denoiser.step(model, &mut canvases))
         };
         self.shared.healthy.store(result.is_ok(), SeqCst);
         match result {

@@ -13,6 +13,7 @@ use super::lora::{Product, Runs};
 use super::names::{Names, Part};
 use super::nn::attention::{RopeTable, attention};
 use super::nn::norm::rms_norm;
+use super::nn::residual;
 use super::nn::swiglu::swiglu;
 use super::nn::timing::timed;
 use super::nn::{Linear, Precision, Products};
@@ -315,14 +316,14 @@ impl Block {
             kv = timed(|t| &mut t.elementwise, || spans.join(&kv, pass.layer))?;
         }
         let mixed = attention(&q, &kv, &pass.rest.attention)?;
-        let x = add(&x, &product(&self.attn_out, runs, &mixed, Product::O)?)?;
+        let x = add(&x, product(&self.attn_out, runs, &mixed, Product::O)?)?;
         let inner = product(&self.gate_up, runs, &rms_norm(&x, &self.ff_norm, eps)?, Product::GateUp)?;
-        Ok((add(&x, &product(&self.ff_out, runs, &swiglu(&inner)?, Product::Down)?)?, kv))
+        Ok((add(&x, product(&self.ff_out, runs, &swiglu(&inner)?, Product::Down)?)?, kv))
     }
 }
 
-fn add(a: &Tensor, b: &Tensor) -> Result<Tensor, ModelError> {
-    Ok(timed(|t| &mut t.elementwise, || a + b)?)
+fn add(x: &Tensor, y: Tensor) -> Result<Tensor, ModelError> {
+    Ok(timed(|t| &mut t.elementwise, || residual::add(x, y))?)
 }
 
 #[cfg(test)]

@@ -102,6 +102,8 @@ metrics! {
     POSITIONS_CACHED = "lacuna_positions_cached_total", Kind::Counter, Count, [];
     /// Bytes of keys and values kept for running canvases.
     CACHE_BYTES = "lacuna_cache_bytes", Kind::Gauge, Bytes, [];
+    /// Memory that the process holds, as the system counts it; absent where it does not tell.
+    RESIDENT = "lacuna_resident_memory_bytes", Kind::Gauge, Bytes, [];
     /// Completions ended, by kind.
     COMPLETIONS = "lacuna_completions_total", Kind::Counter, Count, ["kind"];
     /// Requests that the engine dropped because their client had left.

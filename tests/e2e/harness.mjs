@@ -125,6 +125,12 @@ export async function assertAccessible(page, where) {
  * @param {string} where
  */
 export async function assertNoSidewaysScroll(page, where) {
-  const { content, window } = await page.evaluate(() => ({ content: document.documentElement.scrollWidth, window: document.documentElement.clientWidth }));
-  assert.ok(content <= window, `${where}: ${content} px of content in a window of ${window} px`);
+  const { content, window, wide } = await page.evaluate(() => {
+    const { scrollWidth: content, clientWidth: window } = document.documentElement;
+    const scrolls = (el) => el !== document.body && (getComputedStyle(el).overflowX !== 'visible' || (el.parentElement !== null && scrolls(el.parentElement)));
+    const beyond = (el) => el.getBoundingClientRect().right > window + 0.5 && !scrolls(el.parentElement);
+    const name = (el) => `${el.tagName.toLowerCase()}.${el.getAttribute('class') ?? ''} "${(el.textContent ?? '').slice(0, 40)}"`;
+    return { content, window, wide: content > window ? [...document.querySelectorAll('body *')].filter(beyond).map(name).slice(0, 8) : [] };
+  });
+  assert.ok(content <= window, `${where}: ${content} px of content in a window of ${window} px: ${wide.join(', ')}`);
 }

@@ -120,6 +120,8 @@ pub struct Measured {
     pub failures: Vec<String>,
     /// The server's ticks during the run.
     pub ticks: Option<Ticks>,
+    /// Memory that the server holds after it, bytes.
+    pub resident: Option<f64>,
 }
 
 impl Measured {
@@ -184,7 +186,8 @@ impl Client {
             Arrivals::Open { per_second } => self.open(plan, per_second, start).await,
         };
         let mut measured = Measured { elapsed: start.elapsed(), ..Measured::default() };
-        measured.ticks = Ticks::between(&before, &self.totals().await?);
+        let after = self.totals().await?;
+        (measured.ticks, measured.resident) = (Ticks::between(&before, &after), after.resident);
         for outcome in outcomes {
             match outcome {
                 Ok(answer) => measured.answers.push(answer),

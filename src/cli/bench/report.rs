@@ -55,6 +55,9 @@ pub struct Run {
     /// Rows served per second over rows per second of the bare forward on the same shapes, same run.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub engine_efficiency: Option<f64>,
+    /// Memory that the server held after the run, MiB; absent when it does not tell.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub resident_mib: Option<f64>,
     /// The same load while it learned, with `--learning`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub learning: Option<Beside>,
@@ -103,6 +106,7 @@ impl Report {
             "sample",
             "host",
             "efficiency",
+            "MiB",
         ]);
         for run in &self.runs {
             table.add_row(run.cells());
@@ -156,6 +160,7 @@ impl Run {
                 p99: quantile(&latencies, 0.99),
             },
             tick: measured.ticks,
+            resident_mib: measured.resident.map(|bytes| bytes / f64::from(1 << 20)),
             engine_efficiency: bare_rows_per_s.map(|bare| positions / seconds / bare),
             learning: None,
         })
@@ -200,6 +205,7 @@ impl Run {
             None => cells.extend(std::iter::repeat_n("–".to_owned(), 6)),
         }
         cells.push(self.engine_efficiency.map_or("–".to_owned(), |e| format!("{e:.2}")));
+        cells.push(self.resident_mib.map_or("–".to_owned(), |mib| format!("{mib:.0}")));
         cells
     }
 }

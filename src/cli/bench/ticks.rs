@@ -30,6 +30,8 @@ pub struct Totals {
     ticks: f64,
     seconds: f64,
     parts: [f64; 4],
+    /// Memory that the server holds, bytes; absent where it does not tell.
+    pub resident: Option<f64>,
 }
 
 const PARTS: [&str; 4] = ["matmul", "attention", "elementwise", "sampling"];
@@ -48,6 +50,7 @@ impl Totals {
             ticks: value(&format!("{name}_count")).unwrap_or(0.0),
             seconds: value(&format!("{name}_sum")).unwrap_or(0.0),
             parts: PARTS.map(part),
+            resident: value(names::RESIDENT),
         }
     }
 }
@@ -82,7 +85,8 @@ impl Ticks {
 pub fn bare_rows_per_s(model: &Model, batches: &[Packed]) -> anyhow::Result<f64> {
     let (mut rows, start) = (0, Instant::now());
     for batch in batches {
-        model.backbone.forward(batch)?;
+        // Where the engine computes: on one of the pool's threads.
+        rayon::scope(|_| model.backbone.forward(batch))?;
         rows += batch.rows();
     }
     Ok(rows as f64 / start.elapsed().as_secs_f64())

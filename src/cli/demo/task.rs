@@ -273,14 +273,15 @@ impl Task {
             trial_ratings: 1_000_000,
             data: LaneConfig {
                 per_subject_max: 4096,
-                hold_out_one_in: if self == Self::Scenes { 8 } else { 4 },
+                // Captions that leave the colour open are few; one in eight could be none.
+                hold_out_one_in: if self == Self::Taste { 4 } else { 8 },
                 ..LaneConfig::default()
             },
             // Only people can score, so the gate sees no more than how a candidate rates what was rated: a few dozen
             // noisy thumbs, on the few prompts that were held out so far. It refuses what is clearly worse; that a version
             // is better shows over several.
             gate: GateConfig {
-                prompts: if draws { 8 } else { 16 },
+                prompts: 8,
                 completions: 4,
                 min_gain: -0.05,
                 max_guard_loss: 0.5,

@@ -12,7 +12,7 @@ use multiversion::multiversion;
 use multiversion::target::match_target;
 use rayon::prelude::*;
 
-use super::{fused, slice};
+use super::{frozen, slice};
 
 /// Values that are computed side by side: a register of AVX-512, two of AVX2.
 const LANES: usize = 16;
@@ -57,8 +57,7 @@ pub type Updates = (Range<usize>, Arc<[LowRank]>);
 /// Whether [`add`] can be used: on the CPU, in f32, and nobody will ask for a gradient.
 #[must_use]
 pub fn applies(y: &Tensor, x: &Tensor) -> bool {
-    let plain = |t: &Tensor| fused(t) && !t.track_op();
-    plain(y) && plain(x)
+    frozen(y) && frozen(x)
 }
 
 /// Adds to `y` `(rows, outputs)` what `updates` make of `x` `(rows, inputs)`. `y` must be nobody else's.

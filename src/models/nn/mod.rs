@@ -15,6 +15,7 @@ pub mod linear;
 pub mod low_rank;
 pub mod norm;
 pub mod packed;
+pub mod residual;
 pub mod swiglu;
 pub mod timing;
 pub mod token_logprob;
@@ -25,6 +26,11 @@ pub use packed::Format;
 /// Whether `x` is computed by the kernels of this folder, which are for the CPU and f32. Anything else is composed.
 pub(crate) fn fused(x: &Tensor) -> bool {
     x.device().is_cpu() && x.dtype() == DType::F32
+}
+
+/// Whether `x` is [`fused`] and nobody will ask for a gradient through it, so that it may be written over.
+pub(crate) fn frozen(x: &Tensor) -> bool {
+    fused(x) && !x.track_op()
 }
 
 /// The values of a contiguous f32 tensor on the CPU.
