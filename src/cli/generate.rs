@@ -7,7 +7,6 @@ use std::process::ExitCode;
 
 use anyhow::{Context as _, bail};
 use clap::{ArgMatches, Args, Subcommand, ValueEnum};
-
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;

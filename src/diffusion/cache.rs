@@ -91,8 +91,7 @@ impl Cache {
     /// that matters.
     fn finished_blocks(&self, stand: &Stand<'_>, length: usize) -> Feed {
         let len = stand.masked.len();
-        let frontier = stand.masked.iter().position(|&masked| masked).unwrap_or(len);
-        let finished = frontier / length * length;
+        let finished = finished(stand.masked, length);
         // The end of the sampler's block, not of what is due in it: completions of one prompt then have the same rows.
         let block_end = stand.block.as_ref().map_or(len, |block| block.end);
         let last = stand.due.last().map_or(0, |&p| p as usize + 1).max(block_end);
@@ -162,14 +161,18 @@ impl Cache {
         self.kept = caches.hold(kept, beginning);
     }
 
-    /// Takes over what is held of another sequence with the same beginning: whole blocks of the first `given` of `ids`.
-    pub(crate) fn adopt(&mut self, caches: &mut Caches, adapter: Option<u64>, ids: &[u32], given: usize) {
+    /// Takes over what is held of another sequence with the same beginning: the finished blocks of `ids`.
+    pub(crate) fn adopt(&mut self, caches: &mut Caches, adapter: Option<u64>, ids: &[u32], masked: &[bool]) {
         let Some(length) = self.causal.filter(|_| self.fidelity == Fidelity::Exact) else { return };
-        let finished = given / length * length;
-        if finished > 0 && self.kept.strong_count() == 0 {
-            self.kept = caches.find(adapter, &ids[..finished], length);
+        if self.kept.strong_count() == 0 {
+            self.kept = caches.find(adapter, &ids[..finished(masked, length)], length);
         }
     }
+}
+
+/// Positions of the blocks of `length` before the first masked position.
+fn finished(masked: &[bool], length: usize) -> usize {
+    masked.iter().position(|&masked| masked).unwrap_or(masked.len()) / length * length
 }
 
 impl Feed {
@@ -356,7 +359,8 @@ mod tests {
         assert_eq!(caches.bytes(), 64, "nobody refers to it, and it stays");
         let adopt = |caches: &mut Caches, adapter, ids: &[u32], given| {
             let mut cache = new();
-            cache.adopt(caches, adapter, ids, given);
+            let masked: Vec<bool> = (0..=ids.len()).map(|position| position >= given).collect();
+            cache.adopt(caches, adapter, ids, &masked);
             cache.kept.upgrade().map(|kept| kept.positions())
         };
         assert_eq!(adopt(&mut caches, Some(7), &ids, 11), Some(8));

@@ -204,8 +204,7 @@ impl Canvas {
 
     /// Takes over what is kept of another sequence that begins alike.
     pub(crate) fn adopt(&mut self, caches: &mut Caches) {
-        let given = self.masked.iter().position(|&masked| masked).unwrap_or(self.masked.len());
-        self.cache.adopt(caches, self.adapter.as_ref().map(|adapter| adapter.id()), &self.ids, given);
+        self.cache.adopt(caches, self.adapter.as_ref().map(|adapter| adapter.id()), &self.ids, &self.masked);
     }
 
     /// Refers to what was kept of its last forward.

@@ -12,6 +12,7 @@ use candle_core::{DType, Result, Tensor};
 
 use super::ModelError;
 use super::names::Part;
+use super::nn::frozen;
 use super::nn::low_rank::{self, LowRank};
 use super::shape::TransformerConfig;
 
@@ -275,7 +276,8 @@ impl Runs {
     /// `y` `(rows, out)` of `x` `(rows, in)` plus what the adapters add to it. Rows without one are left bit for bit.
     pub(super) fn adapt(&self, y: Tensor, x: &Tensor, layer: usize, product: Product) -> Result<Tensor> {
         let delta = |lora: &Option<Arc<Lora>>| lora.as_ref().and_then(|lora| lora.delta(layer, product).cloned());
-        if low_rank::applies(&y, x)
+        if frozen(&y)
+            && frozen(x)
             && let Some(updates) = self.updates(layer, product)
         {
             if !updates.is_empty() {

@@ -100,7 +100,7 @@ metrics! {
     POSITIONS = "lacuna_positions_total", Kind::Counter, Count, [];
     /// Positions whose keys and values came from a cache instead of being evaluated.
     POSITIONS_CACHED = "lacuna_positions_cached_total", Kind::Counter, Count, [];
-    /// Bytes of keys and values kept for running canvases.
+    /// Bytes of keys and values kept, for running canvases and for later ones that begin alike.
     CACHE_BYTES = "lacuna_cache_bytes", Kind::Gauge, Bytes, [];
     /// Memory that the process holds, as the system counts it; absent where it does not tell.
     RESIDENT = "lacuna_resident_memory_bytes", Kind::Gauge, Bytes, [];

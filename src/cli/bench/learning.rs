@@ -52,8 +52,8 @@ impl Background {
         practice.prompts = PROMPTS;
         let (stop, updates) = (CancellationToken::new(), Arc::new(AtomicU64::new(0)));
         let (stopped, made) = (stop.clone(), Arc::clone(&updates));
-        let pace = stop.clone();
-        let mut learner = practice.learner(move || pace.is_cancelled())?;
+        let over = stop.clone();
+        let mut learner = practice.learner(move || over.is_cancelled())?;
         let task = tokio::spawn(async move {
             for at in 0.. {
                 let round = practice.round(&mut learner, at, practice.config.lr);

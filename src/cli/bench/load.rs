@@ -125,7 +125,7 @@ pub struct Measured {
 }
 
 impl Measured {
-    /// Both runs as one; the ticks are those of the first.
+    /// Both runs as one; ticks and memory are those of the first.
     #[must_use]
     pub fn and(mut self, other: Self) -> Self {
         self.elapsed += other.elapsed;

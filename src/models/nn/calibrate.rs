@@ -20,10 +20,13 @@ const WORTH: f64 = 1.05;
 #[must_use]
 pub fn threads(processors: usize) -> usize {
     let half = processors / 2;
+    if half == 0 {
+        return 1;
+    }
     let faster = |rates: (f64, f64)| rates.0 > WORTH * rates.1;
     match rate(processors).zip(rate(half)) {
-        Some(rates) if half > 0 && !faster(rates) => half,
-        _ => processors.max(1),
+        Some(rates) if !faster(rates) => half,
+        _ => processors,
     }
 }
 
@@ -32,7 +35,7 @@ fn rate(threads: usize) -> Option<f64> {
     let (rows, inputs, outputs) = SHAPE;
     let (weight, x) = (vec![0.5; outputs * inputs], vec![0.5; rows * inputs]);
     // Everything in here: the global pool gets its size only after this.
-    let pool = ThreadPoolBuilder::new().num_threads(threads.max(1)).build().ok()?;
+    let pool = ThreadPoolBuilder::new().num_threads(threads).build().ok()?;
     let panels = pool.install(|| Panels::pack(&weight, outputs, inputs, Format::F32)).ok()?;
     let attempt = || {
         let (begun, mut products) = (Instant::now(), 0.0);

@@ -12,7 +12,7 @@ use multiversion::multiversion;
 use multiversion::target::match_target;
 use rayon::prelude::*;
 
-use super::{frozen, slice};
+use super::{slice, slice_mut};
 
 /// Values that are computed side by side: a register of AVX-512, two of AVX2.
 const LANES: usize = 16;
@@ -54,13 +54,8 @@ impl LowRank {
 /// Rows with the updates of their product.
 pub type Updates = (Range<usize>, Arc<[LowRank]>);
 
-/// Whether [`add`] can be used: on the CPU, in f32, and nobody will ask for a gradient.
-#[must_use]
-pub fn applies(y: &Tensor, x: &Tensor) -> bool {
-    frozen(y) && frozen(x)
-}
-
-/// Adds to `y` `(rows, outputs)` what `updates` make of `x` `(rows, inputs)`. `y` must be nobody else's.
+/// Adds to `y` `(rows, outputs)` what `updates` make of `x` `(rows, inputs)`. Both must be [`frozen`](super::frozen), and `y`
+/// nobody else's.
 ///
 /// # Errors
 /// When shapes do not fit.
@@ -86,12 +81,9 @@ impl InplaceOp2 for Add {
     }
 
     fn cpu_fwd(&self, y: &mut CpuStorage, yl: &Layout, x: &CpuStorage, xl: &Layout) -> Result<()> {
-        let x = slice(x, xl, "low-rank x")?;
-        let (Some((from, to)), CpuStorage::F32(y)) = (yl.contiguous_offsets(), y) else {
-            candle_core::bail!("low-rank: y must be contiguous and f32");
-        };
+        let (x, y) = (slice(x, xl, "low-rank x")?, slice_mut(y, yl, "low-rank y")?);
         let (inputs, outputs) = (self.inputs, self.outputs);
-        y[from..to].par_chunks_mut(outputs * ROWS_PER_TASK).enumerate().for_each(|(task, y)| {
+        y.par_chunks_mut(outputs * ROWS_PER_TASK).enumerate().for_each(|(task, y)| {
             let first = task * ROWS_PER_TASK;
             let here = first..first + y.len() / outputs;
             let mut hidden = Vec::new();

@@ -2,7 +2,8 @@
 //!
 //! Every fused operation comes in one CPU kernel with its own backward pass, so that serving and training run the
 //! same forward bit for bit, and in one composition of candle's differentiable operations for other devices, which
-//! is also the reference of the tests. candle's own fused operations (`softmax_last_dim`, `rms_norm`, `rope`) are
+//! is also the reference of the tests. Adapters are the exception: they serve in place (`low_rank`) and are composed where
+//! they learn; both agree up to rounding. candle's own fused operations (`softmax_last_dim`, `rms_norm`, `rope`) are
 //! not used: they have no backward pass and cut gradients without an error.
 
 use candle_core::{CpuStorage, DType, Layout, Result, Tensor};
@@ -39,6 +40,14 @@ pub(crate) fn slice<'a>(storage: &'a CpuStorage, layout: &Layout, what: &'static
         .contiguous_offsets()
         .ok_or_else(|| candle_core::Error::Msg(format!("{what}: the tensor must be contiguous")))?;
     Ok(&storage.as_slice::<f32>()?[from..to])
+}
+
+/// The same, to be written over.
+pub(crate) fn slice_mut<'a>(storage: &'a mut CpuStorage, layout: &Layout, what: &'static str) -> Result<&'a mut [f32]> {
+    match (layout.contiguous_offsets(), storage) {
+        (Some((from, to)), CpuStorage::F32(values)) => Ok(&mut values[from..to]),
+        _ => candle_core::bail!("{what}: the tensor must be contiguous and f32"),
+    }
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 use candle_core::{CpuStorage, InplaceOp2, Layout, Result, Tensor};
 use rayon::prelude::*;
 
-use super::{frozen, slice};
+use super::{frozen, slice, slice_mut};
 
 /// Values handled by one task.
 const GRAIN: usize = 1 << 14;
@@ -28,11 +28,8 @@ impl InplaceOp2 for AddTo {
     }
 
     fn cpu_fwd(&self, y: &mut CpuStorage, yl: &Layout, x: &CpuStorage, xl: &Layout) -> Result<()> {
-        let x = slice(x, xl, "residual x")?;
-        let (Some((from, to)), CpuStorage::F32(y)) = (yl.contiguous_offsets(), y) else {
-            candle_core::bail!("residual: y must be contiguous and f32");
-        };
-        y[from..to].par_chunks_mut(GRAIN).zip(x.par_chunks(GRAIN)).for_each(|(y, x)| {
+        let (x, y) = (slice(x, xl, "residual x")?, slice_mut(y, yl, "residual y")?);
+        y.par_chunks_mut(GRAIN).zip(x.par_chunks(GRAIN)).for_each(|(y, x)| {
             for (y, x) in y.iter_mut().zip(x) {
                 *y += x;
             }

@@ -340,3 +340,26 @@ impl TrainingConfig {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_rate_settles_from_version_to_version() {
+        let rates =
+            |settle| [0, 6, 12].map(|version| TrainingConfig { lr: 6.0, settle, ..Default::default() }.rate(version));
+        assert_eq!(rates(6), [6.0, 3.0, 2.0]);
+        assert_eq!(rates(0), [6.0; 3]);
+    }
+
+    #[test]
+    fn learning_has_a_share_beside_people() {
+        let refused = |busy_share| TrainingConfig { busy_share, ..Default::default() }.validate().err();
+        assert!(refused(0.001).is_none() && refused(1.0).is_none());
+        for share in [0.0, 1.01, f64::NAN] {
+            let said = refused(share).map(|error| error.to_string()).unwrap_or_default();
+            assert!(said.contains("training.busy_share") && said.contains("0.001 to 1"), "{said}");
+        }
+    }
+}
