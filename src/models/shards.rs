@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{Read, Seek};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
@@ -15,14 +16,14 @@ use sha2::{Digest, Sha256};
 
 use super::ModelError;
 use super::fields::read;
-use super::weights::{hex, is_finite, misfits, widen};
+use super::weights::{Source, Take, hex, is_finite, misfit, misfits, widen};
 
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 /// Values that one task converts.
-const GRAIN: usize = 1 << 18;
-/// Values that are mapped at a time: enough for all threads.
-const WINDOW: usize = GRAIN << 5;
+const GRAIN: usize = 1 << 16;
+/// Values that are mapped at a time: enough for all threads, and little beside any model.
+const WINDOW: usize = GRAIN << 6;
 
 /// Where a tensor is.
 #[derive(Debug)]
@@ -162,33 +163,29 @@ impl Shards {
     /// # Errors
     /// When it is missing, not finite, or does not fit the device.
     pub(super) fn tensor(&self, name: &str, device: &Device) -> Result<Tensor, ModelError> {
-        let entry = self.tensors.get(name).ok_or_else(|| weights(format!("tensor {name} is missing")))?;
-        let dtype = entry.float(name)?;
-        let (file_name, file) = &self.files[entry.file];
-        let failed = |e: std::io::Error| weights(format!("{file_name}: {e}"));
-        let finite = |bytes: &[u8]| match is_finite(bytes, dtype) {
-            true => Ok(()),
-            false => Err(weights(format!("tensor {name} holds values that are not finite"))),
-        };
-        let width = dtype.size_in_bytes();
+        let values = self.values(name)?;
+        let shape = values.entry.shape.as_slice();
         if !device.is_cpu() {
-            let map = map(file, entry.offset, Some(entry.len)).map_err(failed)?;
-            map.par_chunks(GRAIN * width).try_for_each(finite)?;
-            return Ok(Tensor::from_raw_buffer(&map, dtype, &entry.shape, device)?);
+            let map = values.map(0..values.len())?;
+            map.par_chunks(GRAIN * values.width()).try_for_each(|bytes| values.finite(bytes))?;
+            return Ok(Tensor::from_raw_buffer(&map, values.dtype, shape, device)?);
         }
-        let mut values = vec![0.0f32; entry.len / width];
-        let mut offset = entry.offset;
-        for window in values.chunks_mut(WINDOW) {
-            // Dropped with the window: pages of the file never add up to a second copy.
-            let map = map(file, offset, Some(window.len() * width)).map_err(failed)?;
-            offset += map.len() as u64;
-            let parts = window.par_chunks_mut(GRAIN).zip(map.par_chunks(GRAIN * width));
-            parts.try_for_each(|(values, bytes)| {
-                widen(bytes, dtype, values);
-                finite(bytes)
-            })?;
+        let mut all = vec![0.0f32; values.len()];
+        for (i, window) in all.chunks_mut(WINDOW).enumerate() {
+            values.read(i * WINDOW, window)?;
         }
-        Ok(Tensor::from_vec(values, entry.shape.as_slice(), device)?)
+        Ok(Tensor::from_vec(all, shape, device)?)
+    }
+
+    fn values<'a>(&'a self, name: &'a str) -> Result<Values<'a>, ModelError> {
+        let entry = self.tensors.get(name).ok_or_else(|| weights(format!("tensor {name} is missing")))?;
+        let (file_name, file) = &self.files[entry.file];
+        Ok(Values { name, dtype: entry.float(name)?, entry, file, file_name })
+    }
+
+    /// The tensors, for a device.
+    pub(super) fn source<'a>(&'a self, device: &'a Device) -> impl Source + 'a {
+        OnDevice { shards: self, device }
     }
 
     /// SHA-256 of the file; of several, of their digests in the order of their names.
@@ -221,6 +218,76 @@ impl Shards {
     }
 }
 
+/// Tensors on their way to a device.
+struct OnDevice<'a> {
+    shards: &'a Shards,
+    device: &'a Device,
+}
+
+impl Source for OnDevice<'_> {
+    fn tensor(&mut self, name: &str) -> Result<Tensor, ModelError> {
+        self.shards.tensor(name, self.device)
+    }
+
+    fn rows(&mut self, name: &str, shape: &[usize], take: &mut Take<'_>) -> Result<(), ModelError> {
+        let values = self.shards.values(name)?;
+        let found = values.entry.shape.as_slice();
+        if found != shape {
+            return Err(misfit(name, found, shape));
+        }
+        let inputs = shape.iter().skip(1).product::<usize>().max(1);
+        let mut buffer = vec![0.0; values.len().min((WINDOW / inputs).max(1) * inputs)];
+        for first in (0..values.len()).step_by(buffer.len().max(1)) {
+            let some = buffer.len().min(values.len() - first);
+            values.read(first, &mut buffer[..some])?;
+            take(&buffer[..some])?;
+        }
+        Ok(())
+    }
+}
+
+/// The values of a tensor of floats, still in their file.
+struct Values<'a> {
+    name: &'a str,
+    dtype: DType,
+    entry: &'a Entry,
+    file: &'a File,
+    file_name: &'a str,
+}
+
+impl Values<'_> {
+    fn width(&self) -> usize {
+        self.dtype.size_in_bytes()
+    }
+
+    fn len(&self) -> usize {
+        self.entry.len / self.width()
+    }
+
+    /// Reads those from `first` on, in f32.
+    fn read(&self, first: usize, out: &mut [f32]) -> Result<(), ModelError> {
+        // Dropped on return: pages of the file never add up to a second copy.
+        let map = self.map(first..first + out.len())?;
+        let parts = out.par_chunks_mut(GRAIN).zip(map.par_chunks(GRAIN * self.width()));
+        parts.try_for_each(|(values, bytes)| {
+            widen(bytes, self.dtype, values);
+            self.finite(bytes)
+        })
+    }
+
+    fn map(&self, values: Range<usize>) -> Result<Mmap, ModelError> {
+        let (offset, len) = (self.entry.offset + (values.start * self.width()) as u64, values.len() * self.width());
+        map(self.file, offset, Some(len)).map_err(|e| weights(format!("{}: {e}", self.file_name)))
+    }
+
+    fn finite(&self, bytes: &[u8]) -> Result<(), ModelError> {
+        match is_finite(bytes, self.dtype) {
+            true => Ok(()),
+            false => Err(weights(format!("tensor {} holds values that are not finite", self.name))),
+        }
+    }
+}
+
 /// What is wrong with a header.
 fn broken(error: &SafeTensorError) -> String {
     use SafeTensorError::{HeaderTooLarge, HeaderTooSmall, InvalidHeaderLength, MetadataIncompleteBuffer};
@@ -247,4 +314,47 @@ fn map(file: &File, offset: u64, len: Option<usize>) -> std::io::Result<Mmap> {
 
 fn weights(message: String) -> ModelError {
     ModelError::Weights(message)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use super::*;
+
+    #[test]
+    fn rows_come_some_at_a_time_and_are_those_of_the_tensor() {
+        let folder = tempfile::tempdir().unwrap();
+        let shape = [WINDOW / 1000 + 7, 1000];
+        for dtype in [DType::F32, DType::BF16, DType::F16] {
+            let tensor = Tensor::randn(0f32, 1.0, &shape, &Device::Cpu).unwrap().to_dtype(dtype).unwrap();
+            safetensors::serialize_to_file(HashMap::from([("w", tensor)]), None, &folder.path().join(SINGLE)).unwrap();
+            let shards = Shards::open(folder.path()).unwrap();
+            let (mut source, mut pieces) = (shards.source(&Device::Cpu), Vec::new());
+            let mut take = |rows: &[f32]| {
+                pieces.push(rows.to_vec());
+                Ok(())
+            };
+            source.rows("w", &shape, &mut take).unwrap();
+            assert!(pieces.len() > 1 && pieces.iter().all(|rows| rows.len() <= WINDOW), "{dtype:?}");
+            let whole = source.tensor("w").unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
+            assert!(pieces.concat() == whole, "{dtype:?}");
+
+            let mut nothing = |_: &[f32]| -> Result<(), ModelError> { unreachable!("it is not to be read") };
+            let refused = source.rows("w", &[2, 2], &mut nothing).unwrap_err().to_string();
+            assert!(refused.contains("tensor w has shape [") && refused.contains("expected [2, 2]"), "{refused}");
+            let refused = source.rows("v", &shape, &mut nothing).unwrap_err().to_string();
+            assert!(refused.contains("tensor v is missing"), "{refused}");
+        }
+    }
+
+    #[test]
+    fn what_take_says_ends_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let tensor = Tensor::ones((4, 2), DType::F32, &Device::Cpu).unwrap();
+        safetensors::serialize_to_file(HashMap::from([("w", tensor)]), None, &folder.path().join(SINGLE)).unwrap();
+        let shards = Shards::open(folder.path()).unwrap();
+        let refused = shards.source(&Device::Cpu).rows("w", &[4, 2], &mut |_| Err(weights("full".into())));
+        assert!(refused.unwrap_err().to_string().contains("full"));
+    }
 }

@@ -6,7 +6,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Device, Error, Tensor};
 
 use super::kept::KeptSpans;
 use super::lora::{Product, Runs};
@@ -16,8 +16,9 @@ use super::nn::norm::rms_norm;
 use super::nn::residual;
 use super::nn::swiglu::swiglu;
 use super::nn::timing::timed;
-use super::nn::{Linear, Precision, Products};
+use super::nn::{Linear, Packing, Precision, Products};
 pub use super::shape::{TransformerConfig, parameters};
+use super::weights::{Source, misfit};
 use super::{ModelError, Packed};
 
 pub mod by_layer;
@@ -77,21 +78,17 @@ pub struct Transformer {
     rope: Arc<RopeTable>,
 }
 
-/// Tensors as they are asked for, checked and joined.
-struct Parts<'a, F> {
+/// Weights as they are asked for, checked, joined and packed.
+struct Parts<'a, S> {
     config: &'a TransformerConfig,
     products: Products,
-    tensor: F,
+    source: S,
 }
 
-impl<F: FnMut(&str) -> Result<Tensor, ModelError>> Parts<'_, F> {
+impl<S: Source> Parts<'_, S> {
     fn get(&mut self, name: &str, shape: &[usize]) -> Result<Tensor, ModelError> {
-        let found = (self.tensor)(name)?;
-        if found.dims() == shape {
-            return Ok(found);
-        }
-        let actual = found.dims();
-        Err(ModelError::Weights(format!("tensor {name} has shape {actual:?}, expected {shape:?}")))
+        let found = self.source.tensor(name)?;
+        if found.dims() == shape { Ok(found) } else { Err(misfit(name, found.dims(), shape)) }
     }
 
     fn weight(&mut self, layer: usize, part: Part) -> Result<Tensor, ModelError> {
@@ -106,12 +103,28 @@ impl<F: FnMut(&str) -> Result<Tensor, ModelError>> Parts<'_, F> {
 
     /// One product of one or several projections.
     fn linear<const N: usize>(&mut self, layer: usize, parts: [Part; N]) -> Result<Linear, ModelError> {
-        let weights = parts.iter().map(|&part| self.weight(layer, part)).collect::<Result<Vec<_>, _>>()?;
         let bias = match parts.iter().all(|&part| self.config.biased(part)) {
             true => Some(join(&parts.iter().map(|&part| self.bias(layer, part)).collect::<Result<Vec<_>, _>>()?)?),
             false => None,
         };
-        Ok(Linear::new(&join(&weights)?, bias, self.products)?)
+        let named =
+            |part| (format!("{}.weight", self.config.variant.names.module(layer, part)), self.config.weight(part));
+        self.product(&parts.map(named), bias)
+    }
+
+    /// The product of the named matrices, one below the other.
+    fn product(&mut self, matrices: &[(String, Vec<usize>)], bias: Option<Tensor>) -> Result<Linear, ModelError> {
+        let Some(format) = self.products.format else {
+            let weights = matrices.iter().map(|(name, shape)| self.get(name, shape));
+            return Ok(Linear::new(&join(&weights.collect::<Result<Vec<_>, _>>()?)?, bias, self.products)?);
+        };
+        let outputs = matrices.iter().map(|(_, shape)| shape[0]).sum();
+        let inputs = matrices.iter().map(|(_, shape)| shape[1]).max().unwrap_or(0);
+        let mut packing = Packing::new(outputs, inputs, format);
+        for (name, shape) in matrices {
+            self.source.rows(name, shape, &mut |rows| Ok(packing.push(rows).map_err(Error::wrap)?))?;
+        }
+        Ok(Linear::packed(packing.finish().map_err(Error::wrap)?, bias, self.products.precision))
     }
 
     fn block(&mut self, layer: usize) -> Result<Block, ModelError> {
@@ -151,29 +164,30 @@ impl Transformer {
         mut tensor: impl FnMut(&str) -> Option<Tensor>,
     ) -> Result<Self, ModelError> {
         let missing = |name: &str| ModelError::Weights(format!("tensor {name} is missing"));
-        Self::load(config, products.into(), |name| tensor(name).ok_or_else(|| missing(name)))
+        Self::load(config, products.into(), |name: &str| tensor(name).ok_or_else(|| missing(name)))
     }
 
-    /// Builds it from tensors that are read when they are asked for, each once, in the order of the forward pass. What
-    /// is joined into one product or packed is let go at once, so that no second copy of the weights comes about; only a
-    /// head that is the embedding is packed beside it.
+    /// Builds it from weights that are read when they are asked for, in the order of the forward pass. What is packed is
+    /// read some rows at a time, so that no second copy of a weight comes about; only a head that is the embedding is
+    /// packed beside it.
     ///
     /// # Errors
-    /// When a tensor cannot be read or is mis-shaped.
-    pub fn load(
-        config: TransformerConfig,
-        products: Products,
-        tensor: impl FnMut(&str) -> Result<Tensor, ModelError>,
-    ) -> Result<Self, ModelError> {
+    /// When a weight cannot be read or is mis-shaped.
+    pub fn load(config: TransformerConfig, products: Products, source: impl Source) -> Result<Self, ModelError> {
         config.validate()?;
-        let mut parts = Parts { config: &config, products, tensor };
+        let mut parts = Parts { config: &config, products, source };
         let names = config.variant.names;
         let table = [config.embedding_size, config.d_model];
         let embedding = parts.get(names.embedding(), &table)?;
+        if !embedding.device().is_cpu() {
+            parts.products.format = None;
+        }
         let blocks = (0..config.n_layers).map(|layer| parts.block(layer)).collect::<Result<_, _>>()?;
         let final_norm = parts.get(names.final_norm(), &[config.d_model])?;
-        let head = if config.weight_tying { embedding.clone() } else { parts.get(names.head(), &table)? };
-        let head = Linear::new(&head, None, products)?;
+        let head = match config.weight_tying {
+            true => Linear::new(&embedding, None, products)?,
+            false => parts.product(&[(names.head().to_owned(), table.to_vec())], None)?,
+        };
         let rope = Arc::new(RopeTable::new(config.max_sequence_length, config.head_dim(), config.rope_theta));
         Ok(Self { blocks, final_norm, embedding, head, rope, config })
     }

@@ -1,9 +1,10 @@
-//! What a file's tensors must be before they are trusted, and the weights that are embedded in the program.
+//! Where weights come from, what a file's tensors must be before they are trusted, and the weights that are embedded in
+//! the program.
 
 use std::collections::HashMap;
 use std::fmt::Write;
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Device, Storage, Tensor};
 use safetensors::SafeTensors;
 use sha2::{Digest, Sha256};
 
@@ -12,6 +13,48 @@ use super::shape::TransformerConfig;
 
 /// Names shown of a kind of misfit.
 const SHOWN: usize = 3;
+
+/// Where a transformer's weights come from. Each is asked for once.
+pub trait Source {
+    /// The tensor called `name`.
+    ///
+    /// # Errors
+    /// When it is missing or cannot be read.
+    fn tensor(&mut self, name: &str) -> Result<Tensor, ModelError>;
+
+    /// Hands the rows of the matrix called `name`, which is of `shape` and on the CPU, to `take`: in order, some at a
+    /// time, in f32.
+    ///
+    /// # Errors
+    /// When it is missing, has another shape or cannot be read, and what `take` says.
+    fn rows(&mut self, name: &str, shape: &[usize], take: &mut Take<'_>) -> Result<(), ModelError> {
+        let tensor = self.tensor(name)?;
+        if tensor.dims() != shape {
+            return Err(misfit(name, tensor.dims(), shape));
+        }
+        let tensor = tensor.contiguous()?;
+        let (storage, layout) = tensor.storage_and_layout();
+        let values = match &*storage {
+            Storage::Cpu(storage) => storage.as_slice::<f32>()?,
+            _ => return Err(ModelError::Weights(format!("tensor {name} is not on the CPU"))),
+        };
+        take(&values[layout.start_offset()..][..tensor.elem_count()])
+    }
+}
+
+/// Takes some rows of a matrix.
+pub type Take<'a> = dyn FnMut(&[f32]) -> Result<(), ModelError> + 'a;
+
+impl<F: FnMut(&str) -> Result<Tensor, ModelError>> Source for F {
+    fn tensor(&mut self, name: &str) -> Result<Tensor, ModelError> {
+        self(name)
+    }
+}
+
+/// Of a tensor that does not have the shape that is `expected`.
+pub(super) fn misfit(name: &str, actual: &[usize], expected: &[usize]) -> ModelError {
+    ModelError::Weights(format!("tensor {name} has shape {actual:?}, expected {expected:?}"))
+}
 
 /// Tensors by name, with the hash of the file they came from.
 pub struct Weights {

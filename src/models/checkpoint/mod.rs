@@ -107,7 +107,7 @@ impl Checkpoint {
         tracing::debug!(dtypes = shards.dtypes(), bytes = shards.bytes(), format = ?to.format, "loading weights");
         let (transformer, sha256) = std::thread::scope(|scope| {
             let hash = scope.spawn(|| shards.sha256());
-            let transformer = Transformer::load(facts.config, to.products(), |name| shards.tensor(name, device));
+            let transformer = Transformer::load(facts.config, to.products(), shards.source(device));
             (transformer, hash.join())
         });
         spec.sha256 = sha256.map_err(|_| ModelError::Weights("hashing the files failed".into()))??;

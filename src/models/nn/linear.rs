@@ -70,6 +70,12 @@ impl Linear {
         Ok(Self { weight, bias, precision: products.precision })
     }
 
+    /// From a packed weight `(out, in)` and, perhaps, a bias `(out)`.
+    #[must_use]
+    pub fn packed(panels: Panels, bias: Option<Tensor>, precision: Precision) -> Self {
+        Self { weight: Weight::Packed(Rows::all(panels)), bias, precision }
+    }
+
     /// The same weights, computed in another way.
     #[must_use]
     pub fn with_precision(&self, precision: Precision) -> Self {
@@ -116,6 +122,10 @@ impl Linear {
 }
 
 impl Rows {
+    fn all(panels: Panels) -> Self {
+        Self { rows: 0..panels.shape().0, panels: Arc::new(panels) }
+    }
+
     fn pack(weight: &Tensor, format: Format) -> Result<Self> {
         let (out, width) = weight.dims2()?;
         let weight = weight.contiguous()?;
@@ -124,7 +134,7 @@ impl Rows {
             candle_core::bail!("linear: only weights on the CPU are packed");
         };
         let panels = Panels::pack(slice(storage, layout, "linear weight")?, out, width, format);
-        Ok(Self { panels: Arc::new(panels.map_err(candle_core::Error::wrap)?), rows: 0..out })
+        Ok(Self::all(panels.map_err(candle_core::Error::wrap)?))
     }
 
     fn inputs(&self) -> usize {

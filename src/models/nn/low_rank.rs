@@ -54,7 +54,7 @@ impl LowRank {
 /// Rows with the updates of their product.
 pub type Updates = (Range<usize>, Arc<[LowRank]>);
 
-/// Adds to `y` `(rows, outputs)` what `updates` make of `x` `(rows, inputs)`. Both must be [`frozen`](super::frozen), and `y`
+/// Adds to `y` `(rows, outputs)` what `updates` make of `x` `(rows, inputs)`. Both must be frozen (no variable behind them), and `y`
 /// nobody else's.
 ///
 /// # Errors

@@ -22,7 +22,7 @@ pub mod timing;
 pub mod token_logprob;
 
 pub use linear::{Linear, Precision, Products};
-pub use packed::Format;
+pub use packed::{Format, Packing, Panels};
 
 /// Whether `x` is computed by the kernels of this folder, which are for the CPU and f32. Anything else is composed.
 pub(crate) fn fused(x: &Tensor) -> bool {

@@ -112,6 +112,83 @@ pub struct Panels {
     offsets: Vec<[i32; COLS]>,
 }
 
+/// A weight that is being packed, some rows at a time: loading never holds all of it in another form beside it.
+#[derive(Debug)]
+pub struct Packing {
+    panels: Panels,
+    /// Rows that have been packed.
+    filled: usize,
+}
+
+impl Packing {
+    /// Room for a weight `(outputs, inputs)`.
+    #[must_use]
+    pub fn new(outputs: usize, inputs: usize, format: Format) -> Self {
+        let (panels, blocks) = (outputs.div_ceil(COLS), format.blocks(inputs));
+        let lines = vec![Line([0; LANES]); panels * row_lines(inputs, format) * COLS];
+        let (scales, offsets) = (vec![[0.0; COLS]; panels * blocks], vec![[0; COLS]; panels * blocks]);
+        Self { panels: Panels { format, outputs, inputs, lines, scales, offsets }, filled: 0 }
+    }
+
+    /// Packs the next `rows` `(n, inputs)`.
+    ///
+    /// # Errors
+    /// When these are not whole rows, or more than there is room for.
+    pub fn push(&mut self, rows: &[f32]) -> Result<(), GemmError> {
+        let Panels { format, outputs, inputs, .. } = self.panels;
+        let pushed = self.filled..self.filled + rows.len() / inputs.max(1);
+        if rows.is_empty() || rows.len() != pushed.len() * inputs || pushed.end > outputs {
+            return Err(self.misfit(rows.len()));
+        }
+        let (row_lines, blocks) = (row_lines(inputs, format), format.blocks(inputs));
+        let touched = pushed.start / COLS..pushed.end.div_ceil(COLS);
+        let source = |panel: usize| {
+            let columns = Panels::columns(panel, &pushed);
+            let first = panel * COLS + columns.start - pushed.start;
+            (columns.start, rows[first * inputs..(first + columns.len()) * inputs].chunks_exact(inputs))
+        };
+        let lines = &mut self.panels.lines[touched.start * row_lines * COLS..touched.end * row_lines * COLS];
+        let targets = touched.clone().into_par_iter().zip(lines.par_chunks_mut(row_lines * COLS));
+        if format == Format::Int8 {
+            let blocks_of = touched.start * blocks..touched.end * blocks;
+            let scales = self.panels.scales[blocks_of.clone()].par_chunks_mut(blocks);
+            let marks = scales.zip(self.panels.offsets[blocks_of].par_chunks_mut(blocks));
+            targets.zip(marks).for_each(|((panel, target), (scales, offsets))| {
+                let (first, rows) = source(panel);
+                for (column, row) in (first..).zip(rows) {
+                    quantize::column(row, column, target, scales, offsets);
+                }
+            });
+        } else {
+            targets.for_each(|(panel, target)| {
+                let (first, rows) = source(panel);
+                for (column, row) in (first..).zip(rows) {
+                    for (word, values) in row.chunks(format.per_word()).enumerate() {
+                        *word_mut(target, word, column) = rows::word(values, format);
+                    }
+                }
+            });
+        }
+        self.filled = pushed.end;
+        Ok(())
+    }
+
+    /// The packed weight.
+    ///
+    /// # Errors
+    /// When rows are missing.
+    pub fn finish(self) -> Result<Panels, GemmError> {
+        if self.filled < self.panels.outputs || self.filled == 0 {
+            return Err(self.misfit(self.filled * self.panels.inputs));
+        }
+        Ok(self.panels)
+    }
+
+    fn misfit(&self, len: usize) -> GemmError {
+        GemmError::View { rows: self.panels.outputs, cols: self.panels.inputs, strides: (self.panels.inputs, 1), len }
+    }
+}
+
 impl Panels {
     /// Packs `weight` `(outputs, inputs)`, row by row.
     ///
@@ -121,29 +198,9 @@ impl Panels {
         if outputs.checked_mul(inputs) != Some(weight.len()) || weight.is_empty() {
             return Err(GemmError::View { rows: outputs, cols: inputs, strides: (inputs, 1), len: weight.len() });
         }
-        let row_lines = row_lines(inputs, format);
-        let (panels, blocks) = (outputs.div_ceil(COLS), format.blocks(inputs));
-        let mut lines = vec![Line([0; LANES]); panels * row_lines * COLS];
-        let sources = weight.par_chunks(COLS * inputs);
-        let targets = lines.par_chunks_mut(row_lines * COLS);
-        let (mut scales, mut offsets) = (Vec::new(), Vec::new());
-        if format == Format::Int8 {
-            scales = vec![[0.0; COLS]; panels * blocks];
-            offsets = vec![[0; COLS]; panels * blocks];
-            let marks = scales.par_chunks_mut(blocks).zip(offsets.par_chunks_mut(blocks));
-            sources.zip(targets).zip(marks).for_each(|((source, target), (scales, offsets))| {
-                quantize::panel(source, inputs, target, scales, offsets);
-            });
-        } else {
-            sources.zip(targets).for_each(|(source, target)| {
-                for (column, row) in source.chunks_exact(inputs).enumerate() {
-                    for (word, values) in row.chunks(format.per_word()).enumerate() {
-                        *word_mut(target, word, column) = rows::word(values, format);
-                    }
-                }
-            });
-        }
-        Ok(Self { format, outputs, inputs, lines, scales, offsets })
+        let mut packing = Packing::new(outputs, inputs, format);
+        packing.push(weight)?;
+        packing.finish()
     }
 
     /// How it is kept.

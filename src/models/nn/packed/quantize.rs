@@ -49,30 +49,28 @@ pub(super) fn row<'a>(x: &[f32], lines: impl Iterator<Item = &'a mut Line>) -> f
     scale
 }
 
-/// Quantizes a panel of weights (at most [`COLS`] rows of `inputs` values); `scales` and `offsets` are its blocks'.
-pub(super) fn panel(
-    weight: &[f32],
-    inputs: usize,
+/// Quantizes a row of weights into a column of a panel; `scales` and `offsets` are those of the panel's blocks.
+pub(super) fn column(
+    row: &[f32],
+    column: usize,
     lines: &mut [Line],
     scales: &mut [[f32; COLS]],
     offsets: &mut [[i32; COLS]],
 ) {
-    for (column, row) in weight.chunks_exact(inputs).enumerate() {
-        for (block, x) in row.chunks(BLOCK).enumerate() {
-            let scale = scale(x);
-            let inverse = inverse(scale);
-            let mut sum = 0;
-            for (t, values) in x.chunks(4).enumerate() {
-                let mut bytes = [0; 4];
-                for (byte, &x) in bytes.iter_mut().zip(values) {
-                    let q = round(x * inverse);
-                    sum += q;
-                    *byte = (q & 0xFF) as u8;
-                }
-                *word_mut(lines, block * BLOCK / 4 + t, column) = u32::from_le_bytes(bytes);
+    for (block, x) in row.chunks(BLOCK).enumerate() {
+        let scale = scale(x);
+        let inverse = inverse(scale);
+        let mut sum = 0;
+        for (t, values) in x.chunks(4).enumerate() {
+            let mut bytes = [0; 4];
+            for (byte, &x) in bytes.iter_mut().zip(values) {
+                let q = round(x * inverse);
+                sum += q;
+                *byte = (q & 0xFF) as u8;
             }
-            scales[block][column] = scale;
-            offsets[block][column] = -SHIFT * sum;
+            *word_mut(lines, block * BLOCK / 4 + t, column) = u32::from_le_bytes(bytes);
         }
+        scales[block][column] = scale;
+        offsets[block][column] = -SHIFT * sum;
     }
 }

@@ -193,6 +193,36 @@ fn formats_take_the_memory_that_they_promise() {
 }
 
 #[test]
+fn packed_in_pieces_it_is_what_it_is_packed_at_once() {
+    let (n, k) = (150, 530);
+    let w = random(8, n * k, 1.0);
+    for format in FORMATS {
+        let whole = Panels::pack(&w, n, k, format).unwrap();
+        // Within a panel, over its edge, whole panels, several.
+        let mut packing = Packing::new(n, k, format);
+        let mut first = 0;
+        for rows in [1, 30, 2, 32, 5, 70, 10] {
+            packing.push(&w[first * k..(first + rows) * k]).unwrap();
+            first += rows;
+        }
+        let pieces = packing.finish().unwrap();
+        assert_eq!(pieces.unpack(0..n).unwrap(), whole.unpack(0..n).unwrap(), "{format:?}");
+        let x = random(9, 5 * k, 1.0);
+        assert_eq!(pieces.product(&x, 5, 0..n).unwrap(), whole.product(&x, 5, 0..n).unwrap(), "{format:?}");
+    }
+}
+
+#[test]
+fn rows_that_do_not_fit_are_refused_and_missing_ones_noticed() {
+    let mut packing = Packing::new(3, 4, Format::F32);
+    assert!(packing.push(&[]).is_err());
+    assert!(packing.push(&[1.0; 6]).is_err());
+    packing.push(&[1.0; 8]).unwrap();
+    assert!(packing.push(&[1.0; 8]).is_err(), "a fourth row");
+    assert!(matches!(packing.finish(), Err(GemmError::View { rows: 3, len: 8, .. })), "the third is missing");
+}
+
+#[test]
 fn shapes_that_do_not_fit_are_refused() {
     assert!(Panels::pack(&[0.0; 6], 2, 4, Format::F32).is_err());
     assert!(Panels::pack(&[], 0, 4, Format::F32).is_err());
