@@ -70,7 +70,7 @@ export const IMAGE = {
   kind: 'image',
   label: 'Image',
   placeholder: 'Describe a scene of coloured shapes',
-  examples: ['a yellow circle above a green triangle', 'a large purple triangle', 'three green crosses', 'a circle', 'two red circles left of a blue square'],
+  examples: ['a yellow circle above a green triangle', 'a large purple triangle', 'three green crosses', 'a large circle', 'two red circles left of a blue square'],
   fields: [
     N,
     { key: 'steps', label: 'Steps', kind: 'range', min: 1, max: 64, step: 1, maxLimit: 'max_steps', fallback: 64 },
