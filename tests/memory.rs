@@ -119,7 +119,7 @@ fn child() {
     let mut policy =
         Policy::fresh(&shape, &LoraConfig { rank: 8, alpha: 16.0 }, OptimConfig::default(), 1, &Device::Cpu).unwrap();
     let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
-    let workshop = Workshop { model, pool, pace: Box::new(|| true) };
+    let workshop = Workshop { model, pool, pace: Arc::new(|| true) };
     let config = UpdateConfig {
         estimator: Estimator::TEXT,
         loss: LossConfig { beta: 0.0, ..LossConfig::default() },

@@ -1,7 +1,7 @@
 //! The policy in training: LoRA factors as variables, their optimiser, and snapshots of them that can be served.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use candle_core::{DType, Device, Tensor, Var};
 use serde::{Deserialize, Serialize};
@@ -35,6 +35,8 @@ pub struct Policy {
     scale: f64,
     factors: BTreeMap<(usize, Target), (Var, Var)>,
     optimizer: Optimizer,
+    /// The copy that was made since the factors last changed.
+    copied: OnceLock<Arc<Lora>>,
 }
 
 impl Policy {
@@ -91,7 +93,7 @@ impl Policy {
             [parameter("A", a), parameter("B", b)]
         });
         let optimizer = Optimizer::new(parameters.collect(), optim)?;
-        Ok(Self { config: config.clone(), scale, factors, optimizer })
+        Ok(Self { config: config.clone(), scale, factors, optimizer, copied: OnceLock::new() })
     }
 
     /// The adapter as it is now, differentiable by its factors.
@@ -104,17 +106,21 @@ impl Policy {
         Ok(Arc::new(Lora::new(&self.config, self.scale, pairs)?))
     }
 
-    /// A copy of the adapter as it is now, which later steps do not change.
+    /// A copy of the adapter as it is now, which later steps do not change. Until then it is the same one.
     ///
     /// # Errors
     /// When the device has no memory.
     pub fn snapshot(&self) -> Result<Arc<Lora>, RlError> {
+        if let Some(copied) = self.copied.get() {
+            return Ok(Arc::clone(copied));
+        }
         let copy = |var: &Var| -> candle_core::Result<Tensor> { Ok(var.as_tensor().copy()?.detach()) };
         let mut pairs = BTreeMap::new();
         for (&at, (a, b)) in &self.factors {
             pairs.insert(at, Pair { a: copy(a)?, b: copy(b)? });
         }
-        Ok(Arc::new(Lora::new(&self.config, self.scale, pairs)?))
+        let copied = Arc::new(Lora::new(&self.config, self.scale, pairs)?);
+        Ok(Arc::clone(self.copied.get_or_init(|| copied)))
     }
 
     /// The gradients that `backward` hands over, in one part or several, in the optimiser's order; zero where the loss
@@ -148,6 +154,7 @@ impl Policy {
     /// # Errors
     /// When the device fails.
     pub fn step(&mut self, gradients: &[Tensor], lr: f64) -> Result<f64, RlError> {
+        self.copied = OnceLock::new();
         Ok(self.optimizer.step(gradients, lr)?)
     }
 
@@ -174,6 +181,7 @@ impl Policy {
     /// # Errors
     /// When a tensor is missing or has another shape.
     pub fn restore(&mut self, steps: u64, tensor: impl Fn(&str) -> Option<Tensor>) -> Result<(), RlError> {
+        self.copied = OnceLock::new();
         let missing = |name: &str| candle_core::Error::Msg(format!("checkpoint: tensor {name} is missing"));
         for parameter in self.optimizer.parameters() {
             let value = tensor(&parameter.name).ok_or_else(|| missing(&parameter.name))?;

@@ -5,9 +5,10 @@
 //! completions, and how often, is the trainer's business.
 
 use std::ops::Range;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use candle_core::Tensor;
 use rayon::prelude::*;
@@ -20,6 +21,7 @@ use super::loss::{LossConfig, Segment, Stats, Terms, behaviour_weight, denominat
 use super::policy::Policy;
 use crate::models::Backbone;
 use crate::models::lora::Lora;
+use crate::models::nn::pause::between_products;
 pub use bounds::Bounds;
 
 mod bounds;
@@ -101,12 +103,12 @@ pub struct UpdateReport {
     pub interrupted: bool,
 }
 
-/// When micro-batches may run.
+/// When learning may compute.
 pub trait Pace: Send + Sync {
-    /// Waits for a turn; `false` cuts the update short.
+    /// Waits for a turn; `false` cuts the update short, at the next micro-batch.
     fn turn(&self) -> bool;
 
-    /// The micro-batch whose turn it was took `time` of its thread.
+    /// The turn took `time` of its thread.
     fn took(&self, time: Duration) {
         let _ = time;
     }
@@ -125,8 +127,22 @@ pub struct Workshop {
     pub model: Arc<dyn Backbone>,
     /// Threads of the micro-batches.
     pub pool: rayon::ThreadPool,
-    /// Asked before every micro-batch.
-    pub pace: Box<dyn Pace>,
+    /// Asked before every micro-batch, and between its products.
+    pub pace: Arc<dyn Pace>,
+}
+
+impl Workshop {
+    /// Runs `f` on this thread, whose turn it is, with a turn of its own for every product.
+    pub(super) fn paced<T>(&self, f: impl FnOnce() -> T) -> T {
+        let pace = Arc::clone(&self.pace);
+        let pause = move |took| {
+            pace.took(took);
+            pace.turn();
+        };
+        let (out, rest) = between_products(Rc::new(pause), f);
+        self.pace.took(rest);
+        out
+    }
 }
 
 /// Makes one update of `policy` with rate `lr`. `reference` is what the penalty pulls towards (`None`: the base).
@@ -280,10 +296,7 @@ impl Pass<'_> {
                 go_on.store(false, Ordering::Relaxed);
                 return Ok(None);
             }
-            let begun = Instant::now();
-            let done = f(step, range.clone()).map(Some);
-            self.workshop.pace.took(begun.elapsed());
-            done
+            self.workshop.paced(|| f(step, range.clone())).map(Some)
         };
         self.workshop.pool.install(|| parts.par_iter().map(one).collect())
     }
@@ -304,8 +317,12 @@ impl Pass<'_> {
         let new = step.gather(&estimate.split()?);
         // At the first inner step the old policy is the new one, to the bit.
         let old = if self.first { new.clone() } else { frozen(Some(self.old))? };
-        let penalised = self.config.loss.beta > 0.0;
-        let reference = if penalised { Some(frozen(self.reference)?) } else { None };
+        let reference = match self.reference {
+            _ if self.config.loss.beta <= 0.0 => None,
+            // A run begins where its reference is: nothing to compute again.
+            Some(reference) if reference == self.old => Some(old.clone()),
+            reference => Some(frozen(reference)?),
+        };
         let terms = Terms { new: &new, old: &old, reference: reference.as_deref(), segments };
         let loss = maskgrpo_loss(&terms, &self.config.loss, Some(denominator))?;
         let (finite, gradient) = (loss.is_finite(), step.scatter(&loss.gradient));

@@ -120,7 +120,7 @@ fn taught(lesson: &Lesson, batch: &[Judged]) -> Arc<Lora> {
     let workshop = Workshop {
         model: lesson.model.backbone.for_learning().unwrap(),
         pool: rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap(),
-        pace: Box::new(|| true),
+        pace: Arc::new(|| true),
     };
     let config = UpdateConfig {
         estimator: lesson.estimator,

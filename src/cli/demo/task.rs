@@ -282,7 +282,8 @@ impl Task {
             // is better shows over several.
             gate: GateConfig {
                 prompts: 8,
-                completions: 4,
+                // Pictures take their time, and everybody waits for the verdict.
+                completions: if draws { 2 } else { 4 },
                 min_gain: -0.05,
                 max_guard_loss: 0.5,
                 max_kl: 2.0,

@@ -107,7 +107,7 @@ impl Practice {
             workshop: Workshop {
                 model,
                 pool: learning_threads(config.threads)?,
-                pace: Box::new(Duty::new(self.engine.clone(), config.busy_share, stop)),
+                pace: Arc::new(Duty::new(self.engine.clone(), config.busy_share, stop)),
             },
         })
     }

@@ -7,8 +7,8 @@ use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tenso
 
 use super::gemm::{self, MatRef};
 use super::packed::{Format, Panels};
-use super::slice;
 use super::timing::timed;
+use super::{pause, slice};
 
 /// How products are computed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -16,8 +16,8 @@ pub enum Precision {
     /// As the weights are kept: what is served.
     #[default]
     Exact,
-    /// Operands rounded to bf16, sums in f32: twice as fast on CPUs with AVX-512 BF16; for training. Packed weights are
-    /// unpacked for as long as a product takes.
+    /// Operands rounded to bf16, sums in f32: twice as fast on CPUs with AVX-512 BF16, exact on others; for training.
+    /// Packed weights are unpacked for as long as a product takes that needs them as they were.
     Mixed,
 }
 
@@ -104,6 +104,7 @@ impl Linear {
     /// # Errors
     /// When the widths differ or the device fails.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        pause::point();
         let y = timed(
             |t| &mut t.matmul,
             || match (&self.weight, self.precision) {
@@ -160,7 +161,9 @@ impl CustomOp1 for PackedLinear {
 
     fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let (x, out) = (matrix(x, layout)?, self.weight.rows.len());
-        if self.precision == Precision::Mixed {
+        // Without bf16 products the packed ones are the fastest; they round the rows of other formats.
+        let packed = gemm::kernel() == gemm::Kernel::F32 && self.weight.panels.format() == Format::F32;
+        if self.precision == Precision::Mixed && !packed {
             let weight = self.weight.unpack()?;
             return product(x, MatRef::new(&weight, out, self.weight.inputs()).t(), Precision::Mixed);
         }
@@ -169,6 +172,7 @@ impl CustomOp1 for PackedLinear {
     }
 
     fn bwd(&self, _: &Tensor, _: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
+        pause::point();
         let op = PackedLinearGrad { weight: self.weight.clone(), precision: self.precision };
         Ok(Some(grad.contiguous()?.apply_op1_no_bwd(&op)?))
     }
@@ -219,6 +223,7 @@ impl CustomOp2 for MixedLinear {
     }
 
     fn bwd(&self, x: &Tensor, w: &Tensor, _: &Tensor, grad: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        pause::point();
         let grad = grad.contiguous()?;
         let dx = grad.apply_op2_no_bwd(w, &MixedProduct { transpose_left: false })?;
         // A frozen weight costs nothing: only the input's gradient is computed.

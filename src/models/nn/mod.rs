@@ -16,6 +16,7 @@ pub mod linear;
 pub mod low_rank;
 pub mod norm;
 pub mod packed;
+pub mod pause;
 pub mod residual;
 pub mod swiglu;
 pub mod timing;

@@ -1,4 +1,4 @@
-//! How learning gives way to people: which share of the time micro-batches take while somebody waits for an answer.
+//! How learning gives way to people: which share of the time its products take while somebody waits for an answer.
 //!
 //! Priorities of the operating system are not enough. Both halves multiply matrices, and an engine that pauses at every
 //! product, if only for a moment, leaves the learner time that it then takes from the next product's cache and wake-up.
@@ -14,7 +14,7 @@ const LOOK: Duration = Duration::from_millis(10);
 /// People are still there this long after their last request has ended: most ask again at once.
 const LINGER: Duration = Duration::from_millis(250);
 
-/// When micro-batches may run: at any time while nobody waits, and for a share of the time while somebody does.
+/// When products of learning may run: at any time while nobody waits, and for a share of the time while somebody does.
 pub struct Duty {
     people: Box<dyn Fn() -> bool + Send + Sync>,
     stop: Box<dyn Fn() -> bool + Send + Sync>,
@@ -45,14 +45,14 @@ impl Duty {
         Self { people: Box::new(people), stop: Box::new(stop), share, state: Mutex::default() }
     }
 
-    /// How long to wait at `now`; zero where a micro-batch may run.
+    /// How long to wait at `now`; zero where a product may run.
     fn wait(&self, now: Instant) -> Duration {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let rest = state.rest.unwrap_or(now);
         if self.beside_people(&mut state, now, LINGER) { rest.saturating_duration_since(now) } else { Duration::ZERO }
     }
 
-    /// A micro-batch that ended at `now` took `time`: the rest that goes with it, if people were there.
+    /// What ended at `now` took `time`: the rest that goes with it, if people were there.
     fn charge(&self, now: Instant, time: Duration) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         if self.beside_people(&mut state, now, LINGER + time) {
@@ -108,7 +108,7 @@ mod tests {
     fn beside_people_it_takes_its_share_and_alone_all() {
         let (duty, people) = duty(0.1);
         let start = Instant::now();
-        assert_eq!(duty.wait(start), Duration::ZERO, "a first micro-batch is owed nothing");
+        assert_eq!(duty.wait(start), Duration::ZERO, "who has taken nothing owes nothing");
         duty.charge(start, MS(100));
         assert_eq!(duty.wait(start), MS(900));
         duty.charge(start, MS(50));

@@ -2,7 +2,6 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::time::Instant;
 
 use futures_util::{StreamExt as _, TryStreamExt as _};
 
@@ -137,8 +136,7 @@ pub(super) fn agreement(
     config: &TrainingConfig,
 ) -> Result<(Vec<f64>, f64), RlError> {
     let (mut out, mut kl, mut tokens) = (Vec::with_capacity(judged.len()), 0.0, 0);
-    let Workshop { model, pool, pace } = workshop;
-    let codes = model.spec().image.as_ref().map(|image| image.codes.start);
+    let codes = workshop.model.spec().image.as_ref().map(|image| image.codes.start);
     for judged in judged.chunks(SCORED) {
         let samples: Vec<Sample> = judged.iter().map(|one| one.sample.clone()).collect();
         let image = samples.first().is_some_and(|sample| Some(sample.vocab.start) == codes);
@@ -146,11 +144,9 @@ pub(super) fn agreement(
         let views = step.views();
         let score = |adapter| -> Result<Vec<f64>, RlError> {
             // A verdict in progress is reached even when the run is told to stop.
-            pace.turn();
-            let begun = Instant::now();
-            let scores = pool.install(|| logprobs(&**model, adapter, &views, ROWS));
-            pace.took(begun.elapsed());
-            Ok(step.gather(&scores?))
+            workshop.pace.turn();
+            let scores = || workshop.paced(|| logprobs(&*workshop.model, adapter, &views, ROWS));
+            Ok(step.gather(&workshop.pool.install(scores)?))
         };
         let (new, old) = (score(Some(candidate))?, score(current)?);
         for (one, range) in judged.iter().zip(step.segments()) {

@@ -78,7 +78,7 @@ impl Run<'_> {
             Some((_, policy)) => policy,
             None => self.policy(parent.as_deref())?,
         };
-        let (policy, reports) = self.learn(policy, parent.clone(), &current, &data.batches).await?;
+        let (policy, reports) = self.learn(policy, &current, &data.batches).await?;
         let made = reports.iter().map(|report| report.steps).sum::<u32>();
         if self.shared.cancelled.load(Ordering::SeqCst) {
             return Ok(self.outcome("cancelled", &data, &reports, None));
@@ -149,7 +149,6 @@ impl Run<'_> {
     async fn learn(
         &self,
         mut policy: Policy,
-        parent: Option<Arc<Lora>>,
         current: &VersionId,
         batches: &[Batch],
     ) -> Result<(Policy, Vec<UpdateReport>), RlError> {
@@ -158,7 +157,8 @@ impl Run<'_> {
         let (shared, batches) = (Arc::clone(self.shared), batches.to_vec());
         let fingerprint = fingerprint(&current.to_string(), &batches);
         let reference = match config.reference {
-            Reference::Served => parent,
+            // It is the policy that the run begins with.
+            Reference::Served => Some(policy.snapshot()?),
             Reference::Base => None,
         };
         let (device, rate) = (self.device(), config.rate(current.version()));
@@ -335,7 +335,7 @@ impl Parts {
         let shared = Arc::clone(shared);
         let stop = move || shared.cancelled.load(Ordering::SeqCst);
         let pace = Duty::new(self.engine.clone(), self.config.busy_share, stop);
-        Ok(Workshop { model: self.learner()?, pool, pace: Box::new(pace) })
+        Ok(Workshop { model: self.learner()?, pool, pace: Arc::new(pace) })
     }
 }
 

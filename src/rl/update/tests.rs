@@ -10,7 +10,7 @@ use crate::starter;
 fn workshop(threads: usize, pace: impl Fn() -> bool + Send + Sync + 'static) -> Workshop {
     let model = starter::model::load(&Device::Cpu).unwrap().backbone.for_learning().unwrap();
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-    Workshop { model, pool, pace: Box::new(pace) }
+    Workshop { model, pool, pace: Arc::new(pace) }
 }
 
 fn policy(workshop: &Workshop) -> Policy {
@@ -209,6 +209,55 @@ fn a_loss_that_is_not_finite_changes_nothing_and_is_counted() {
     assert_eq!((report.skipped, report.steps, policy.steps()), (3, 0, 0));
 }
 
+/// All factors and the optimiser's memory.
+fn values(policy: &Policy) -> Vec<Vec<f32>> {
+    policy.state().values().map(|t| t.flatten_all().unwrap().to_vec1::<f32>().unwrap()).collect()
+}
+
+#[test]
+fn a_reference_that_the_run_begins_with_is_not_computed_again() {
+    let workshop = workshop(1, || true);
+    let run = |same: bool, seed: u64| {
+        let mut policy = policy(&workshop);
+        // Away from the base, so that the reference is an adapter of its own.
+        update(&workshop, &mut policy, None, &batch(), &config(), 1e-2).unwrap();
+        let start = policy.snapshot().unwrap();
+        assert_eq!(start, policy.snapshot().unwrap(), "nothing has changed since");
+        let shape = workshop.model.adaptable().unwrap();
+        let twin = Policy::from_lora(shape, &start, OptimConfig::default()).unwrap().snapshot().unwrap();
+        assert_ne!(start, twin);
+        let counted = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+        let count = Arc::clone(&counted);
+        let pace = Arc::new(move || count.fetch_add(1, Ordering::Relaxed) < usize::MAX);
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
+        let counting = Workshop { model: Arc::clone(&workshop.model), pool, pace };
+        let loss = LossConfig { beta: 0.5, ..LossConfig::default() };
+        let config = UpdateConfig { loss, seed, ..config() };
+        let reference = if same { &start } else { &twin };
+        let report = update(&counting, &mut policy, Some(reference), &batch(), &config, 1e-3).unwrap();
+        assert_ne!(start, policy.snapshot().unwrap(), "a step has been made");
+        (report, values(&policy), counted.load(Ordering::Relaxed))
+    };
+    let ((report, policy, products), (want, want_policy, all)) = (run(true, 9), run(false, 9));
+    assert!(report.kl > 0.0 && (report.kl - want.kl).abs() < 1e-3 * want.kl, "{report:?} {want:?}");
+    for (a, b) in policy.iter().flatten().zip(want_policy.iter().flatten()) {
+        assert!((a - b).abs() < 1e-4, "{a} {b}");
+    }
+    assert!(products * 5 < all * 4, "{products} turns of {all}");
+}
+
+#[test]
+fn every_product_waits_for_its_turn() {
+    let asked = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let count = Arc::clone(&asked);
+    let workshop = workshop(1, move || count.fetch_add(1, Ordering::Relaxed) < usize::MAX);
+    let config = UpdateConfig { inner: 1, micro_rows: 1000, ..config() };
+    update(&workshop, &mut policy(&workshop), None, &batch(), &config, 1e-3).unwrap();
+    // One micro-batch: a forward and a backward pass of five products a layer, and the head's.
+    let layers = workshop.model.spec().n_layers;
+    assert!(asked.load(Ordering::Relaxed) >= 2 * 5 * layers, "{asked:?} turns");
+}
+
 #[test]
 fn a_restored_policy_goes_on_as_if_nothing_had_happened() {
     let workshop = workshop(1, || true);
@@ -221,8 +270,5 @@ fn a_restored_policy_goes_on_as_if_nothing_had_happened() {
     for policy in [&mut whole, &mut resumed] {
         update(&workshop, policy, None, &batch(), &UpdateConfig { seed: 6, ..config() }, 1e-3).unwrap();
     }
-    let values = |policy: &Policy| -> Vec<Vec<f32>> {
-        policy.state().values().map(|t| t.flatten_all().unwrap().to_vec1::<f32>().unwrap()).collect()
-    };
     assert!(values(&whole) == values(&resumed));
 }
