@@ -340,7 +340,7 @@ mod tests {
             let whole = source.tensor("w").unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
             assert!(pieces.concat() == whole, "{dtype:?}");
 
-            let mut nothing = |_: &[f32]| -> Result<(), ModelError> { unreachable!("it is not to be read") };
+            let mut nothing = |_: &[f32]| -> Result<(), ModelError> { panic!("it is not to be read") };
             let refused = source.rows("w", &[2, 2], &mut nothing).unwrap_err().to_string();
             assert!(refused.contains("tensor w has shape [") && refused.contains("expected [2, 2]"), "{refused}");
             let refused = source.rows("v", &shape, &mut nothing).unwrap_err().to_string();
