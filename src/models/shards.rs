@@ -16,7 +16,7 @@ use sha2::{Digest, Sha256};
 
 use super::ModelError;
 use super::fields::read;
-use super::weights::{Source, Take, hex, is_finite, misfit, misfits, widen};
+use super::weights::{Take, WeightSource, hex, is_finite, misfit, misfits, widen};
 
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
@@ -184,7 +184,7 @@ impl Shards {
     }
 
     /// The tensors, for a device.
-    pub(super) fn source<'a>(&'a self, device: &'a Device) -> impl Source + 'a {
+    pub(super) fn source<'a>(&'a self, device: &'a Device) -> impl WeightSource + 'a {
         OnDevice { shards: self, device }
     }
 
@@ -224,7 +224,7 @@ struct OnDevice<'a> {
     device: &'a Device,
 }
 
-impl Source for OnDevice<'_> {
+impl WeightSource for OnDevice<'_> {
     fn tensor(&mut self, name: &str) -> Result<Tensor, ModelError> {
         self.shards.tensor(name, self.device)
     }

@@ -18,7 +18,7 @@ use super::nn::swiglu::swiglu;
 use super::nn::timing::timed;
 use super::nn::{Linear, Packing, Precision, Products};
 pub use super::shape::{TransformerConfig, parameters};
-use super::weights::{Source, misfit};
+use super::weights::{WeightSource, misfit};
 use super::{ModelError, Packed};
 
 pub mod by_layer;
@@ -85,7 +85,7 @@ struct Parts<'a, S> {
     source: S,
 }
 
-impl<S: Source> Parts<'_, S> {
+impl<S: WeightSource> Parts<'_, S> {
     fn get(&mut self, name: &str, shape: &[usize]) -> Result<Tensor, ModelError> {
         let found = self.source.tensor(name)?;
         if found.dims() == shape { Ok(found) } else { Err(misfit(name, found.dims(), shape)) }
@@ -173,7 +173,7 @@ impl Transformer {
     ///
     /// # Errors
     /// When a weight cannot be read or is mis-shaped.
-    pub fn load(config: TransformerConfig, products: Products, source: impl Source) -> Result<Self, ModelError> {
+    pub fn load(config: TransformerConfig, products: Products, source: impl WeightSource) -> Result<Self, ModelError> {
         config.validate()?;
         let mut parts = Parts { config: &config, products, source };
         let names = config.variant.names;

@@ -15,7 +15,7 @@ use super::shape::TransformerConfig;
 const SHOWN: usize = 3;
 
 /// Where a transformer's weights come from. Each is asked for once.
-pub trait Source {
+pub trait WeightSource {
     /// The tensor called `name`.
     ///
     /// # Errors
@@ -45,7 +45,7 @@ pub trait Source {
 /// Takes some rows of a matrix.
 pub type Take<'a> = dyn FnMut(&[f32]) -> Result<(), ModelError> + 'a;
 
-impl<F: FnMut(&str) -> Result<Tensor, ModelError>> Source for F {
+impl<F: FnMut(&str) -> Result<Tensor, ModelError>> WeightSource for F {
     fn tensor(&mut self, name: &str) -> Result<Tensor, ModelError> {
         self(name)
     }

@@ -75,13 +75,14 @@ impl<'a> Session<'a> {
     /// When the server does not answer, or its model takes no adapters.
     pub async fn run(mut self) -> anyhow::Result<Report> {
         let probe = Probe { client: self.client.clone(), task: self.args.task, seed: self.args.seed };
-        self.bar.set_message("latency with nothing else going on");
-        let alone = probe.some(ALONE).await?;
         self.judge_version(BASE, 0.0).await?;
         let seen = Seen::default();
         (self.begun, self.judging) = (Instant::now(), Duration::ZERO);
-        let training = self.learn(probe, &seen).await?;
+        let training = self.learn(probe.clone(), &seen).await?;
         let minutes = self.learned().as_secs_f64() / 60.0;
+        self.bar.set_message("latency with nothing else going on");
+        // Afterwards, with an adapter, as most were served while it trained: one costs a little time itself.
+        let alone = probe.some(ALONE).await?;
         let judged = self.conclude().await?;
         self.bar.finish_and_clear();
         Ok(self.report(minutes, &alone, &seen, &training, judged))
