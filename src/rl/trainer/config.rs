@@ -217,7 +217,7 @@ impl Default for TrainingConfig {
             min_entropy_share: 0.2,
             checkpointing: None,
             threads: 1,
-            busy_share: 0.05,
+            busy_share: 0.02,
             lora: LoraConfig::default(),
             data: LaneConfig::default(),
             gate: GateConfig::default(),
