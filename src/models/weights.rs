@@ -9,6 +9,7 @@ use safetensors::SafeTensors;
 use sha2::{Digest, Sha256};
 
 use super::ModelError;
+use super::nn::slice;
 use super::shape::TransformerConfig;
 
 /// Names shown of a kind of misfit.
@@ -34,11 +35,10 @@ pub trait WeightSource {
         }
         let tensor = tensor.contiguous()?;
         let (storage, layout) = tensor.storage_and_layout();
-        let values = match &*storage {
-            Storage::Cpu(storage) => storage.as_slice::<f32>()?,
-            _ => return Err(ModelError::Weights(format!("tensor {name} is not on the CPU"))),
-        };
-        take(&values[layout.start_offset()..][..tensor.elem_count()])
+        match &*storage {
+            Storage::Cpu(storage) => take(slice(storage, layout, "rows of a weight")?),
+            _ => Err(ModelError::Weights(format!("tensor {name} is not on the CPU"))),
+        }
     }
 }
 

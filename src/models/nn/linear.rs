@@ -16,8 +16,8 @@ pub enum Precision {
     /// As the weights are kept: what is served.
     #[default]
     Exact,
-    /// Operands rounded to bf16, sums in f32: twice as fast on CPUs with AVX-512 BF16, exact on others; for training.
-    /// Packed weights are unpacked for as long as a product takes that needs them as they were.
+    /// Operands rounded to bf16, sums in f32: twice as fast on CPUs with AVX-512 BF16; for training. Packed weights are
+    /// unpacked for as long as a product takes.
     Mixed,
 }
 
@@ -161,9 +161,7 @@ impl CustomOp1 for PackedLinear {
 
     fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let (x, out) = (matrix(x, layout)?, self.weight.rows.len());
-        // Without bf16 products the packed ones are the fastest; they round the rows of other formats.
-        let packed = gemm::kernel() == gemm::Kernel::F32 && self.weight.panels.format() == Format::F32;
-        if self.precision == Precision::Mixed && !packed {
+        if self.precision == Precision::Mixed {
             let weight = self.weight.unpack()?;
             return product(x, MatRef::new(&weight, out, self.weight.inputs()).t(), Precision::Mixed);
         }

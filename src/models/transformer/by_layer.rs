@@ -72,7 +72,7 @@ mod tests {
     use super::*;
     use crate::diffusion::rng::Stream;
     use crate::models::lora::{Lora, Pair, Target};
-    use crate::models::nn::{Format, Precision, Products, gemm};
+    use crate::models::nn::{Format, Precision, Products};
     use crate::models::shape::{TransformerConfig, Variant};
 
     fn config() -> TransformerConfig {
@@ -150,11 +150,10 @@ mod tests {
             vars.push((layer, target, var((3, width)), var((out, 3))));
         }
         let packed = |precision, format| Products { precision, format: Some(format) };
-        let [_, of_tensors, of_panels, served, ..] = [
+        let [_, of_tensors, of_panels, ..] = [
             Precision::Exact.into(),
             Precision::Mixed.into(),
             packed(Precision::Mixed, Format::F32),
-            packed(Precision::Exact, Format::F32),
             packed(Precision::Mixed, Format::Int8),
             packed(Precision::Exact, Format::Bf16),
         ]
@@ -165,15 +164,6 @@ mod tests {
             assert!(plain.iter().all(|gradient| gradient.iter().any(|bits| f32::from_bits(*bits) != 0.0)));
             plain
         });
-        if gemm::kernel() == gemm::Kernel::F32 {
-            assert!(of_panels == served, "without bf16 products, learning computes what is served");
-            for (a, b) in of_panels.iter().zip(&of_tensors) {
-                let most = b.iter().fold(0.0f32, |most, b| most.max(f32::from_bits(*b).abs()));
-                let gap = |(a, b): (&u32, &u32)| (f32::from_bits(*a) - f32::from_bits(*b)).abs();
-                assert!(a.iter().zip(b).map(gap).all(|gap| gap <= 1e-5 * most), "they differ by more than rounding");
-            }
-        } else {
-            assert!(of_tensors == of_panels, "learning does not see that the weights it shares are packed");
-        }
+        assert!(of_tensors == of_panels, "learning does not see that the weights it shares are packed");
     }
 }

@@ -1,3 +1,5 @@
+use std::sync::atomic::AtomicUsize;
+
 use candle_core::Device;
 
 use super::*;
@@ -88,10 +90,7 @@ fn neither_threads_nor_micro_batches_change_an_update() {
         let workshop = workshop(threads, || true);
         let mut policy = policy(&workshop);
         let report = update(&workshop, &mut policy, None, &batch(), &UpdateConfig { micro_rows, ..config() }, 1e-3);
-        let state = policy.state();
-        let values: Vec<f32> =
-            state.values().flat_map(|tensor| tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap()).collect();
-        (report.unwrap(), values)
+        (report.unwrap(), values(&policy))
     };
     let (one, two) = (run(1, 20), run(2, 20));
     assert!(one == two, "threads");
@@ -107,9 +106,7 @@ fn checkpointing_by_layer_changes_nothing_but_the_memory() {
         let mut policy = policy(&workshop);
         let config = UpdateConfig { checkpointing, ..config() };
         let reports = [0, 1].map(|_| update(&workshop, &mut policy, None, &batch(), &config, 1e-3).unwrap());
-        let values: Vec<Vec<f32>> =
-            policy.state().values().map(|t| t.flatten_all().unwrap().to_vec1::<f32>().unwrap()).collect();
-        (reports, values)
+        (reports, values(&policy))
     };
     assert!(run(false) == run(true));
 }
@@ -214,10 +211,21 @@ fn values(policy: &Policy) -> Vec<Vec<f32>> {
     policy.state().values().map(|t| t.flatten_all().unwrap().to_vec1::<f32>().unwrap()).collect()
 }
 
+/// A workshop of one thread, and how often it asked for a turn.
+fn counting() -> (Workshop, Arc<AtomicUsize>) {
+    let turns = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&turns);
+    let count = move || {
+        counted.fetch_add(1, Ordering::Relaxed);
+        true
+    };
+    (workshop(1, count), turns)
+}
+
 #[test]
 fn a_reference_that_the_run_begins_with_is_not_computed_again() {
-    let workshop = workshop(1, || true);
-    let run = |same: bool, seed: u64| {
+    let run = |same: bool| {
+        let (workshop, turns) = counting();
         let mut policy = policy(&workshop);
         // Away from the base, so that the reference is an adapter of its own.
         update(&workshop, &mut policy, None, &batch(), &config(), 1e-2).unwrap();
@@ -226,36 +234,28 @@ fn a_reference_that_the_run_begins_with_is_not_computed_again() {
         let shape = workshop.model.adaptable().unwrap();
         let twin = Policy::from_lora(shape, &start, OptimConfig::default()).unwrap().snapshot().unwrap();
         assert_ne!(start, twin);
-        let counted = Arc::new(std::sync::atomic::AtomicUsize::new(0));
-        let count = Arc::clone(&counted);
-        let pace = Arc::new(move || count.fetch_add(1, Ordering::Relaxed) < usize::MAX);
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
-        let counting = Workshop { model: Arc::clone(&workshop.model), pool, pace };
-        let loss = LossConfig { beta: 0.5, ..LossConfig::default() };
-        let config = UpdateConfig { loss, seed, ..config() };
-        let reference = if same { &start } else { &twin };
-        let report = update(&counting, &mut policy, Some(reference), &batch(), &config, 1e-3).unwrap();
+        let config = UpdateConfig { loss: LossConfig { beta: 0.5, ..LossConfig::default() }, seed: 9, ..config() };
+        let (reference, before) = (if same { &start } else { &twin }, turns.load(Ordering::Relaxed));
+        let report = update(&workshop, &mut policy, Some(reference), &batch(), &config, 1e-3).unwrap();
         assert_ne!(start, policy.snapshot().unwrap(), "a step has been made");
-        (report, values(&policy), counted.load(Ordering::Relaxed))
+        (report, values(&policy), turns.load(Ordering::Relaxed) - before)
     };
-    let ((report, policy, products), (want, want_policy, all)) = (run(true, 9), run(false, 9));
+    let ((report, policy, turns), (want, want_policy, all)) = (run(true), run(false));
     assert!(report.kl > 0.0 && (report.kl - want.kl).abs() < 1e-3 * want.kl, "{report:?} {want:?}");
     for (a, b) in policy.iter().flatten().zip(want_policy.iter().flatten()) {
         assert!((a - b).abs() < 1e-4, "{a} {b}");
     }
-    assert!(products * 5 < all * 4, "{products} turns of {all}");
+    assert!(turns * 5 < all * 4, "{turns} turns of {all}");
 }
 
 #[test]
 fn every_product_waits_for_its_turn() {
-    let asked = Arc::new(std::sync::atomic::AtomicUsize::new(0));
-    let count = Arc::clone(&asked);
-    let workshop = workshop(1, move || count.fetch_add(1, Ordering::Relaxed) < usize::MAX);
+    let (workshop, turns) = counting();
     let config = UpdateConfig { inner: 1, micro_rows: 1000, ..config() };
     update(&workshop, &mut policy(&workshop), None, &batch(), &config, 1e-3).unwrap();
     // One micro-batch: a forward and a backward pass of five products a layer, and the head's.
     let layers = workshop.model.spec().n_layers;
-    assert!(asked.load(Ordering::Relaxed) >= 2 * 5 * layers, "{asked:?} turns");
+    assert!(turns.load(Ordering::Relaxed) >= 2 * 5 * layers, "{turns:?} turns");
 }
 
 #[test]
