@@ -5,6 +5,7 @@ FROM rust:1.95-bookworm AS build
 WORKDIR /src
 # Dependencies first, against an empty crate: this layer is reused until Cargo.toml or Cargo.lock changes.
 COPY Cargo.toml Cargo.lock ./
+COPY .cargo .cargo
 RUN mkdir -p src tests \
     && echo 'fn main() {}' > src/main.rs && touch src/lib.rs tests/main.rs \
     && cargo build --profile dist --locked \

@@ -24,6 +24,8 @@ use crate::starter::scenes::Codec;
 const ALONE: u64 = 30;
 /// How often the course is thought over.
 const TICK: Duration = Duration::from_millis(100);
+/// Time between an exchange of versions and the judge's requests: what is in flight then waits for the exchange alone.
+const ASIDE: Duration = Duration::from_millis(500);
 /// How long a run of the trainer that was told to stop may take.
 const PATIENCE: Duration = Duration::from_secs(60);
 const BASE: &str = "base@0";
@@ -136,8 +138,9 @@ impl<'a> Session<'a> {
             let next = if now.busy() || fresh { Mood::Waits } else { Mood::Asks };
             mood.send_if_modified(|mood| std::mem::replace(mood, next) != next);
             if fresh {
-                let begun = Instant::now();
-                self.judge_version(&now.current, self.learned().as_secs_f64()).await?;
+                let (begun, learned) = (Instant::now(), self.learned());
+                tokio::time::sleep(ASIDE).await;
+                self.judge_version(&now.current, learned.as_secs_f64()).await?;
                 self.judging += begun.elapsed();
                 continue;
             }

@@ -39,8 +39,9 @@ pub struct Swap {
     until: Instant,
 }
 
-/// Pause between two requests. Learning gives way to serving: one request after another would leave it nothing.
-const SPACING: Duration = Duration::from_secs(3);
+/// Pauses between two requests, in latencies of the last. Learning gives way to serving: one request after another would
+/// leave it nothing.
+const SPACING: u32 = 9;
 
 /// Sends interactive requests one after another.
 #[derive(Clone)]
@@ -81,6 +82,7 @@ impl Probe {
                 tokio::time::sleep(POLL).await;
             }
             while training.borrow().state == "training" {
+                let asked = Instant::now();
                 let latency = self.one(index).await;
                 index += 1;
                 match latency {
@@ -89,7 +91,7 @@ impl Probe {
                     }
                     Ok(_) | Err(_) => {}
                 }
-                tokio::time::sleep(SPACING).await;
+                tokio::time::sleep(asked.elapsed() * SPACING).await;
             }
         }
     }

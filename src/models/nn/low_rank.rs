@@ -21,13 +21,15 @@ const ROWS: usize = 4;
 /// Rows handled by one task.
 const ROWS_PER_TASK: usize = 32;
 
+type Lanes = [f32; LANES];
+
 /// The update of some neighbouring outputs of a product.
 #[derive(Debug)]
 pub struct LowRank {
-    /// `(inputs, lanes)`: the rank rounded up, zeros beyond it.
-    a: Vec<f32>,
-    /// `(rank, outputs)`.
-    b: Vec<f32>,
+    /// `(rank / 16, inputs, 16)`: the rank rounded up, zeros beyond it.
+    a: Vec<Lanes>,
+    /// `(outputs / 16, rank, 16)`: the outputs rounded up, zeros beyond them.
+    b: Vec<Lanes>,
     inputs: usize,
     outputs: Range<usize>,
     rank: usize,
@@ -40,15 +42,18 @@ impl LowRank {
     /// When a factor is no matrix of f32, or the device fails.
     pub fn new(a: &Tensor, b: &Tensor, scale: f64, first: usize) -> Result<Self> {
         let ((rank, inputs), (outputs, _)) = (a.dims2()?, b.dims2()?);
-        let lanes = rank.next_multiple_of(LANES);
-        let a = a.pad_with_zeros(0, 0, lanes - rank)?.t()?.flatten_all()?.to_vec1()?;
-        let b = (b * scale)?.t()?.flatten_all()?.to_vec1()?;
-        Ok(Self { a, b, inputs, outputs: first..first + outputs, rank })
+        let outputs = first..first + outputs;
+        Ok(Self { a: tiles(a)?, b: tiles(&(b * scale)?)?, inputs, outputs, rank })
     }
+}
 
-    fn lanes(&self) -> usize {
-        self.rank.next_multiple_of(LANES)
-    }
+/// `(rows, columns)` to `(rows / 16, columns, 16)`, zeros beyond the rows.
+fn tiles(matrix: &Tensor) -> Result<Vec<Lanes>> {
+    let (rows, columns) = matrix.dims2()?;
+    let tiles = rows.div_ceil(LANES);
+    let padded = matrix.pad_with_zeros(0, 0, tiles * LANES - rows)?.reshape((tiles, LANES, columns))?;
+    let values = padded.transpose(1, 2)?.flatten_all()?.to_vec1()?;
+    Ok(values.as_chunks().0.to_vec())
 }
 
 /// Rows with the updates of their product.
@@ -95,7 +100,6 @@ impl InplaceOp2 for Add {
                 let x = &x[rows.start * inputs..rows.end * inputs];
                 let y = &mut y[(rows.start - first) * outputs..(rows.end - first) * outputs];
                 for part in &**parts {
-                    hidden.resize(ROWS * part.lanes(), 0.0);
                     update(x, y, outputs, part, &mut hidden);
                 }
             }
@@ -106,7 +110,7 @@ impl InplaceOp2 for Add {
 
 /// Rows of `x` to rows of `y`; every row's sums have one order, however many there are.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2+fma", "aarch64+neon"))]
-fn update(x: &[f32], y: &mut [f32], width: usize, part: &LowRank, hidden: &mut [f32]) {
+fn update(x: &[f32], y: &mut [f32], width: usize, part: &LowRank, hidden: &mut Vec<f32>) {
     match_target! {
         "x86_64+avx512f" => blocks::<true>(x, y, width, part, hidden),
         "x86_64+avx2+fma" => blocks::<true>(x, y, width, part, hidden),
@@ -117,7 +121,8 @@ fn update(x: &[f32], y: &mut [f32], width: usize, part: &LowRank, hidden: &mut [
 
 /// In blocks of [`ROWS`]. With FUSED a multiplication and its addition are one instruction, rounded once.
 #[inline(always)]
-fn blocks<const FUSED: bool>(x: &[f32], y: &mut [f32], width: usize, part: &LowRank, hidden: &mut [f32]) {
+fn blocks<const FUSED: bool>(x: &[f32], y: &mut [f32], width: usize, part: &LowRank, hidden: &mut Vec<f32>) {
+    hidden.resize(ROWS * part.rank.next_multiple_of(LANES), 0.0);
     let whole = x.len() / part.inputs / ROWS * ROWS;
     let (x_blocks, x_rest) = x.split_at(whole * part.inputs);
     let (y_blocks, y_rest) = y.split_at_mut(whole * width);
@@ -139,50 +144,66 @@ fn block<const N: usize, const FUSED: bool>(
     part: &LowRank,
     hidden: &mut [f32],
 ) {
-    let add = |sum: f32, a: f32, b: f32| if FUSED { a.mul_add(b, sum) } else { sum + a * b };
-    let (lanes, outputs) = (part.lanes(), part.outputs.len());
-    for first in (0..lanes).step_by(LANES) {
-        let mut sums = [[0.0f32; LANES]; N];
-        for (i, a) in part.a.chunks_exact(lanes).enumerate() {
-            let Some(a) = a[first..].first_chunk::<LANES>() else { continue };
-            for n in 0..N {
-                let x = x[n * part.inputs + i];
-                for l in 0..LANES {
-                    sums[n][l] = add(sums[n][l], x, a[l]);
-                }
-            }
+    let lanes = part.rank.next_multiple_of(LANES);
+    for (a, first) in part.a.chunks_exact(part.inputs).zip((0..lanes).step_by(LANES)) {
+        let sums = multiply_add::<N, FUSED>([[0.0; LANES]; N], x, part.inputs, a);
+        store(&sums, &mut hidden[first..], lanes);
+    }
+    for (b, first) in part.b.chunks_exact(part.rank).zip(part.outputs.clone().step_by(LANES)) {
+        let outputs = LANES.min(part.outputs.end - first);
+        if outputs == LANES {
+            let sums = multiply_add::<N, FUSED>(load(&y[first..], width), hidden, lanes, b);
+            store(&sums, &mut y[first..], width);
+            continue;
         }
-        for n in 0..N {
-            hidden[n * lanes + first..][..LANES].copy_from_slice(&sums[n]);
+        // The last outputs, padded: sums stay in registers only where every length is known.
+        let mut padded = [0.0; ROWS * LANES];
+        for (padded, y) in padded.chunks_exact_mut(LANES).zip(y.chunks_exact(width)) {
+            padded[..outputs].copy_from_slice(&y[first..][..outputs]);
+        }
+        let sums = multiply_add::<N, FUSED>(load(&padded, LANES), hidden, lanes, b);
+        store(&sums, &mut padded, LANES);
+        for (padded, y) in padded.chunks_exact(LANES).zip(y.chunks_exact_mut(width)) {
+            y[first..][..outputs].copy_from_slice(&padded[..outputs]);
         }
     }
-    let tiled = outputs / LANES * LANES;
-    for first in (0..tiled).step_by(LANES) {
-        let at = |n: usize| n * width + part.outputs.start + first;
-        let mut sums = [[0.0f32; LANES]; N];
-        for n in 0..N {
-            sums[n].copy_from_slice(&y[at(n)..][..LANES]);
-        }
-        for (r, b) in part.b.chunks_exact(outputs).enumerate() {
-            let Some(b) = b[first..].first_chunk::<LANES>() else { continue };
-            for n in 0..N {
-                let t = hidden[n * lanes + r];
-                for l in 0..LANES {
-                    sums[n][l] = add(sums[n][l], t, b[l]);
-                }
+}
+
+/// `sums` + x · w, of x `(N, stride)` as many columns as w `(columns, 16)` has.
+#[inline(always)]
+fn multiply_add<const N: usize, const FUSED: bool>(
+    mut sums: [Lanes; N],
+    x: &[f32],
+    stride: usize,
+    w: &[Lanes],
+) -> [Lanes; N] {
+    let x: [&[f32]; N] = std::array::from_fn(|n| &x[n * stride..][..w.len()]);
+    for (i, w) in w.iter().enumerate() {
+        for (sums, x) in sums.iter_mut().zip(x) {
+            let x = x[i];
+            for lane in 0..LANES {
+                sums[lane] = if FUSED { x.mul_add(w[lane], sums[lane]) } else { sums[lane] + x * w[lane] };
             }
-        }
-        for n in 0..N {
-            y[at(n)..][..LANES].copy_from_slice(&sums[n]);
         }
     }
-    for n in 0..N {
-        for o in tiled..outputs {
-            let y = &mut y[n * width + part.outputs.start + o];
-            for r in 0..part.rank {
-                *y = add(*y, hidden[n * lanes + r], part.b[r * outputs + o]);
-            }
-        }
+    sums
+}
+
+/// The first 16 values of N rows that are `stride` apart.
+#[inline(always)]
+fn load<const N: usize>(from: &[f32], stride: usize) -> [Lanes; N] {
+    let mut out = [[0.0; LANES]; N];
+    for (n, out) in out.iter_mut().enumerate() {
+        out.copy_from_slice(&from[n * stride..][..LANES]);
+    }
+    out
+}
+
+/// What [`load`] reads, written.
+#[inline(always)]
+fn store<const N: usize>(sums: &[Lanes; N], to: &mut [f32], stride: usize) {
+    for (n, sums) in sums.iter().enumerate() {
+        to[n * stride..][..LANES].copy_from_slice(sums);
     }
 }
 
