@@ -117,10 +117,10 @@ impl Crowd {
     }
 }
 
-/// Now and then the opposite.
+/// What a person says, now and then the opposite.
 fn noisy(opinion: Opinion, stream: &mut Stream) -> Opinion {
     let mut flip = |value: bool| value != stream.chance(WRONG);
-    Opinion { wanted: flip(opinion.wanted), correct: flip(opinion.correct), soft: opinion.soft }
+    Opinion { wanted: flip(opinion.liked()), correct: flip(opinion.correct), soft: opinion.soft }
 }
 
 #[cfg(test)]
@@ -130,8 +130,11 @@ mod tests {
     #[test]
     fn a_few_are_wrong() {
         let mut stream = Stream::new(1, 1);
-        let wrong = (0..4000).filter(|_| !noisy(Opinion { wanted: true, ..Opinion::default() }, &mut stream).wanted);
-        let share = wrong.count() as f64 / 4000.0;
-        assert!((share - WRONG).abs() < 0.015, "{share}");
+        let mut liked = |correct: bool| {
+            let opinion = Opinion { wanted: true, correct, ..Opinion::default() };
+            (0..4000).filter(|_| noisy(opinion, &mut stream).wanted).count() as f64 / 4000.0
+        };
+        let (right, wrong) = (liked(true), liked(false));
+        assert!((1.0 - right - WRONG).abs() < 0.015 && (wrong - WRONG).abs() < 0.015, "{right} {wrong}");
     }
 }

@@ -68,6 +68,14 @@ pub struct Opinion {
     pub soft: f64,
 }
 
+impl Opinion {
+    /// Whether people like it: what they want, and nothing else than what they asked for.
+    #[must_use]
+    pub fn liked(self) -> bool {
+        self.wanted && self.correct
+    }
+}
+
 impl Task {
     /// Its name.
     #[must_use]
@@ -215,7 +223,7 @@ impl Task {
     /// Metrics with what each counts in the reward.
     fn metrics(self) -> Vec<(&'static str, MetricType, f64)> {
         let more = match self {
-            Self::Taste => Some(("correct", MetricType::Bool, 1.0)),
+            Self::Taste => Some(("correct", MetricType::Bool, 0.5)),
             Self::Scenes => Some(("soft", MetricType::Number, 0.3)),
             Self::Words => None,
         };

@@ -217,7 +217,7 @@ impl Practice {
 
     fn worth(&self, opinion: Opinion) -> f64 {
         let number = |value: bool| f64::from(u8::from(value));
-        let parts = [number(opinion.wanted), number(opinion.correct), opinion.soft];
+        let parts = [number(opinion.liked()), number(opinion.correct), opinion.soft];
         parts.iter().zip(&self.reward).map(|(part, weight)| part * weight).sum()
     }
 }
