@@ -3,7 +3,7 @@
 
 FROM rust:1.95-bookworm AS build
 WORKDIR /src
-# Dependencies first, against an empty crate: this layer is reused until Cargo.toml or Cargo.lock changes.
+# Dependencies first, against an empty crate: this layer is reused until one of the files copied here changes.
 COPY Cargo.toml Cargo.lock ./
 COPY .cargo .cargo
 RUN mkdir -p src tests \

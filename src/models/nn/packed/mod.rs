@@ -378,14 +378,7 @@ impl Output {
         debug_assert!(at + values.len() <= self.width && first + values.len() <= self.len);
         // SAFETY: the caller keeps to an existing row and to columns within the width, so this is inside the output,
         // whose memory `product_with` keeps for as long as this exists; `values` are on a thread's stack.
-        unsafe {
-            let to = self.start.add(first);
-            match values.first_chunk::<COLS>() {
-                // A whole panel, as nearly all are: a known length is a few moves, another one a call.
-                Some(panel) => to.cast::<[f32; COLS]>().write(*panel),
-                None => std::ptr::copy_nonoverlapping(values.as_ptr(), to, values.len()),
-            }
-        }
+        unsafe { std::ptr::copy_nonoverlapping(values.as_ptr(), self.start.add(first), values.len()) }
     }
 }
 

@@ -1,7 +1,6 @@
 //! Rows of x in the words of a format: groups of [`ROWS`] rows, line by line of all of them, so that a kernel finds
 //! everything at fixed distances from one address.
 
-use std::cell::Cell;
 use std::ops::Range;
 
 use rayon::prelude::*;
@@ -12,17 +11,12 @@ use super::{Format, LANES, Line, ROWS, quantize, row_lines};
 /// Values beyond which packing is spread over threads.
 const GRAIN: usize = 1 << 14;
 
-thread_local! {
-    /// The lines of rows that are done with, to be packed again: filling new ones with zeros takes a thirtieth of a tick.
-    static LINES: Cell<Vec<Line>> = const { Cell::new(Vec::new()) };
-}
-
 /// Packed rows.
 pub(super) struct Rows {
     rows: usize,
     row_lines: usize,
     blocks: usize,
-    /// Group by group; in it line by line, of every row. What no row has been packed into is left from others.
+    /// Group by group; in it line by line, of every row.
     lines: Vec<Line>,
     /// Of int8: group by group, block by block.
     scales: Vec<[f32; ROWS]>,
@@ -34,8 +28,7 @@ impl Rows {
         let format = kernel.format();
         let (rows, row_lines) = (x.len() / inputs, row_lines(inputs, format));
         let (groups, blocks) = (rows.div_ceil(ROWS), format.blocks(inputs));
-        let mut lines = LINES.take();
-        lines.resize(groups * row_lines * ROWS, Line([0; LANES]));
+        let mut lines = vec![Line([0; LANES]); groups * row_lines * ROWS];
         let mut scales = vec![[0.0; ROWS]; groups * blocks];
         // A format without scales has empty ones, so that all formats go one way.
         let mut unscaled = vec![[[0.0; ROWS]; 0]; if blocks == 0 { groups } else { 0 }];
@@ -74,12 +67,6 @@ impl Rows {
     /// A group's scales of a block, if the format has any.
     pub(super) fn scales(&self, group: usize, block: usize) -> Option<&[f32; ROWS]> {
         self.scales.get(group * self.blocks + block)
-    }
-}
-
-impl Drop for Rows {
-    fn drop(&mut self) {
-        LINES.set(std::mem::take(&mut self.lines));
     }
 }
 
@@ -123,13 +110,8 @@ pub(super) fn pack(to: &mut Target<'_>, x: &[f32], format: Format) {
 /// What does not fill a line.
 #[inline(always)]
 fn last(to: &mut Target<'_>, line: usize, x: &[f32], format: Format) {
-    if x.is_empty() {
-        return;
-    }
-    let line = &mut to.lines[line * ROWS + to.row];
-    *line = Line([0; LANES]);
-    for (word, values) in line.0.iter_mut().zip(x.chunks(format.per_word())) {
-        *word = self::word(values, format);
+    for (t, values) in x.chunks(format.per_word()).enumerate() {
+        to.lines[line * ROWS + to.row].0[t] = word(values, format);
     }
 }
 
