@@ -6,7 +6,10 @@
 //! they learn; both agree up to rounding. candle's own fused operations (`softmax_last_dim`, `rms_norm`, `rope`) are
 //! not used: they have no backward pass and cut gradients without an error.
 
+use std::mem::MaybeUninit;
+
 use candle_core::{CpuStorage, DType, Layout, Result, Tensor};
+use rayon::prelude::*;
 
 pub mod attention;
 pub mod calibrate;
@@ -49,6 +52,24 @@ pub(crate) fn slice_mut<'a>(storage: &'a mut CpuStorage, layout: &Layout, what: 
         (Some((from, to)), CpuStorage::F32(values)) => Ok(&mut values[from..to]),
         _ => candle_core::bail!("{what}: the tensor must be contiguous and f32"),
     }
+}
+
+/// `len` values, `chunk` at a time in parallel: `write` gets a chunk's number and its values, zeros so far.
+pub(crate) fn in_chunks(len: usize, chunk: usize, write: impl Fn(usize, &mut [f32]) + Sync) -> Vec<f32> {
+    let mut out = Vec::with_capacity(len);
+    let chunks = out.spare_capacity_mut()[..len].par_chunks_mut(chunk.max(1));
+    chunks.enumerate().for_each(|(i, chunk)| write(i, filled(chunk, 0.0)));
+    // SAFETY: the chunks were all of these values, and `filled` has set every one of them.
+    unsafe { out.set_len(len) };
+    out
+}
+
+/// Memory of a vector's that is still to be written, set to `value` by the thread that will write it: `vec![0.0; n]`
+/// would have one thread go through all of it while the others wait.
+pub(crate) fn filled<T: Copy>(memory: &mut [MaybeUninit<T>], value: T) -> &mut [T] {
+    memory.fill(MaybeUninit::new(value));
+    // SAFETY: all of it has just been set.
+    unsafe { memory.assume_init_mut() }
 }
 
 #[cfg(test)]

@@ -1,10 +1,9 @@
 //! RMSNorm: x · weight / √(mean(x²) + ε), over the last dimension, in f32.
 
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, D, Layout, Result, Shape, Tensor};
-use rayon::prelude::*;
 
 use super::timing::timed;
-use super::{elementwise, fused, slice};
+use super::{elementwise, fused, in_chunks, slice};
 
 /// Rows handled by one task; small enough to spread, large enough to be worth it.
 const ROWS_PER_TASK: usize = 64;
@@ -43,10 +42,9 @@ impl CustomOp2 for RmsNorm {
     fn cpu_fwd(&self, x: &CpuStorage, xl: &Layout, w: &CpuStorage, wl: &Layout) -> Result<(CpuStorage, Shape)> {
         let (x, w) = (slice(x, xl, "rms_norm x")?, slice(w, wl, "rms_norm weight")?);
         check_rows(xl, w.len())?;
-        let mut out = vec![0.0; x.len()];
         let chunk = w.len() * ROWS_PER_TASK;
-        out.par_chunks_mut(chunk).zip(x.par_chunks(chunk)).for_each(|(out, x)| {
-            for (out, x) in out.chunks_exact_mut(w.len()).zip(x.chunks_exact(w.len())) {
+        let out = in_chunks(x.len(), chunk, |task, out| {
+            for (out, x) in out.chunks_exact_mut(w.len()).zip(x[chunk * task..].chunks_exact(w.len())) {
                 elementwise::rms_norm(x, w, self.eps, out);
             }
         });

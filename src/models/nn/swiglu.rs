@@ -1,10 +1,9 @@
 //! SwiGLU: silu(gate) · up, where gate and up are the two halves of each row.
 
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, D, Layout, Result, Shape, Tensor};
-use rayon::prelude::*;
 
 use super::timing::timed;
-use super::{elementwise, fused, slice};
+use super::{elementwise, fused, in_chunks, slice};
 
 const ROWS_PER_TASK: usize = 32;
 
@@ -38,8 +37,8 @@ impl CustomOp1 for SwiGlu {
     fn cpu_fwd(&self, x: &CpuStorage, xl: &Layout) -> Result<(CpuStorage, Shape)> {
         let x = slice(x, xl, "swiglu")?;
         let (rows, ff) = halves(xl)?;
-        let mut out = vec![0.0; rows * ff];
-        out.par_chunks_mut(ff * ROWS_PER_TASK).zip(x.par_chunks(2 * ff * ROWS_PER_TASK)).for_each(|(out, x)| {
+        let out = in_chunks(rows * ff, ff * ROWS_PER_TASK, |task, out| {
+            let x = &x[2 * ff * ROWS_PER_TASK * task..];
             for (out, x) in out.chunks_exact_mut(ff).zip(x.chunks_exact(2 * ff)) {
                 elementwise::swiglu(&x[..ff], &x[ff..], out);
             }
