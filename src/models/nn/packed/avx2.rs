@@ -30,6 +30,9 @@ pub(super) fn pack(to: &mut Target<'_>, x: &[f32], format: Format) {
 /// Adds a block's products to `sums`.
 #[target_feature(enable = "avx2,fma")]
 pub(super) fn add(format: Format, block: &Block<'_>, sums: &mut Sums) {
+    if block.first {
+        *sums = Sums::ZERO;
+    }
     if format == Format::Int8 {
         for first in (0..block.rows).step_by(TOGETHER) {
             int8(block, first, sums);

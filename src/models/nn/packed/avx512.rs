@@ -13,9 +13,14 @@ pub(super) fn available(format: Format) -> bool {
         && is_x86_feature_detected!("avx512bw")
         && match format {
             Format::F32 => true,
-            Format::Bf16 => is_x86_feature_detected!("avx512bf16"),
+            Format::Bf16 => true,
             Format::Int8 => is_x86_feature_detected!("avx512vnni"),
         }
+}
+
+/// Whether this processor multiplies bf16 by itself; others widen it to f32.
+pub(super) fn native_bf16() -> bool {
+    is_x86_feature_detected!("avx512bf16")
 }
 
 /// Packs a row of x.
@@ -48,7 +53,8 @@ pub(super) unsafe fn add(format: Format, block: &Block<'_>, sums: &mut Sums) {
     unsafe {
         match format {
             Format::F32 => by_rows!(f32, block, sums),
-            Format::Bf16 => by_rows!(bf16, block, sums),
+            Format::Bf16 if native_bf16() => by_rows!(bf16, block, sums),
+            Format::Bf16 => by_rows!(widened, block, sums),
             Format::Int8 => by_rows!(int8, block, sums),
         }
     }
@@ -72,28 +78,27 @@ macro_rules! accumulate {
 
 #[target_feature(enable = "avx512f,avx512bw")]
 fn f32<const M: usize>(block: &Block<'_>, sums: &mut Sums) {
-    let mut acc = [[_mm512_setzero_ps(); 2]; M];
-    for (acc, sums) in acc.iter_mut().zip(&sums.0) {
-        *acc = [load_sums(&sums[0]), load_sums(&sums[1])];
-    }
+    let mut acc = begin::<M>(block, sums);
     accumulate!(acc, block, |sum, x, w| _mm512_fmadd_ps(_mm512_castsi512_ps(x), _mm512_castsi512_ps(w), sum));
-    for (acc, sums) in acc.iter().zip(&mut sums.0) {
-        store_sums(acc[0], &mut sums[0]);
-        store_sums(acc[1], &mut sums[1]);
-    }
+    end(&acc, sums);
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
 fn bf16<const M: usize>(block: &Block<'_>, sums: &mut Sums) {
-    let mut acc = [[_mm512_setzero_ps(); 2]; M];
-    for (acc, sums) in acc.iter_mut().zip(&sums.0) {
-        *acc = [load_sums(&sums[0]), load_sums(&sums[1])];
-    }
+    let mut acc = begin::<M>(block, sums);
     accumulate!(acc, block, |sum, x, w| _mm512_dpbf16_ps(sum, pairs(x), pairs(w)));
-    for (acc, sums) in acc.iter().zip(&mut sums.0) {
-        store_sums(acc[0], &mut sums[0]);
-        store_sums(acc[1], &mut sums[1]);
-    }
+    end(&acc, sums);
+}
+
+/// For processors without the instruction: pairs as two f32, with two multiply-adds.
+#[target_feature(enable = "avx512f,avx512bw")]
+fn widened<const M: usize>(block: &Block<'_>, sums: &mut Sums) {
+    let mut acc = begin::<M>(block, sums);
+    accumulate!(acc, block, |sum, x, w| {
+        let sum = _mm512_fmadd_ps(upper(x), upper(w), sum);
+        _mm512_fmadd_ps(lower(x), lower(w), sum)
+    });
+    end(&acc, sums);
 }
 
 /// Sums of integers, exact; then scaled and added.
@@ -107,9 +112,32 @@ fn int8<const M: usize>(block: &Block<'_>, sums: &mut Sums) {
         let w_scale = load_sums(&w_scales[half]);
         for ((acc, sums), &x_scale) in acc.iter().zip(&mut sums.0).zip(x_scales) {
             let scale = _mm512_mul_ps(_mm512_set1_ps(x_scale), w_scale);
-            let sum = _mm512_fmadd_ps(_mm512_cvtepi32_ps(acc[half]), scale, load_sums(&sums[half]));
+            let before = if block.first { _mm512_setzero_ps() } else { load_sums(&sums[half]) };
+            let sum = _mm512_fmadd_ps(_mm512_cvtepi32_ps(acc[half]), scale, before);
             store_sums(sum, &mut sums[half]);
         }
+    }
+}
+
+/// What a block's products are added to.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn begin<const M: usize>(block: &Block<'_>, sums: &Sums) -> [[__m512; 2]; M] {
+    let mut acc = [[_mm512_setzero_ps(); 2]; M];
+    if !block.first {
+        for (acc, sums) in acc.iter_mut().zip(&sums.0) {
+            *acc = [load_sums(&sums[0]), load_sums(&sums[1])];
+        }
+    }
+    acc
+}
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn end<const M: usize>(acc: &[[__m512; 2]; M], sums: &mut Sums) {
+    for (acc, sums) in acc.iter().zip(&mut sums.0) {
+        store_sums(acc[0], &mut sums[0]);
+        store_sums(acc[1], &mut sums[1]);
     }
 }
 
@@ -139,6 +167,20 @@ fn load_offsets(from: &[i32; LANES]) -> __m512i {
 fn store_sums(sums: __m512, to: &mut [f32; LANES]) {
     // SAFETY: sixteen f32s are writable.
     unsafe { _mm512_storeu_ps(to.as_mut_ptr(), sums) }
+}
+
+/// The second values of pairs of bf16.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn upper(words: __m512i) -> __m512 {
+    _mm512_castsi512_ps(_mm512_and_si512(words, _mm512_set1_epi32(0xFFFF_0000u32.cast_signed())))
+}
+
+/// The first values of pairs of bf16.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn lower(words: __m512i) -> __m512 {
+    _mm512_castsi512_ps(_mm512_slli_epi32::<16>(words))
 }
 
 #[inline]

@@ -16,6 +16,8 @@ impl Sums {
 
 /// A block of a group of rows and of a panel.
 pub(super) struct Block<'a> {
+    /// Whether it is the first of its panel: sums are set then, whatever they were.
+    pub(super) first: bool,
     /// Line by line, of all [`ROWS`] rows.
     pub(super) x: &'a [Line],
     /// Word by word, two lines.
@@ -90,7 +92,7 @@ impl Kernel {
     pub(super) fn native_bf16(self) -> bool {
         #[cfg(target_arch = "x86_64")]
         {
-            self.set == Set::Avx512 && self.format == Format::Bf16
+            self.set == Set::Avx512 && self.format == Format::Bf16 && avx512::native_bf16()
         }
         #[cfg(not(target_arch = "x86_64"))]
         {
@@ -103,7 +105,7 @@ impl Kernel {
         self.format
     }
 
-    /// Adds a block's products to `sums`.
+    /// Adds a block's products to `sums`, or to zeros if it is the first.
     #[inline]
     pub(super) fn add(self, block: &Block<'_>, sums: &mut Sums) {
         match self.set {

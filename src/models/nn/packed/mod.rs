@@ -24,10 +24,12 @@ mod avx512;
 mod portable;
 mod quantize;
 
+use std::mem::MaybeUninit;
 use std::ops::Range;
 
 use rayon::prelude::*;
 
+use super::filled;
 use super::gemm::GemmError;
 use kernel::{Block, Kernel, Sums};
 use rows::Rows;
@@ -38,11 +40,13 @@ const LANES: usize = 16;
 const COLS: usize = 2 * LANES;
 /// Rows of x that are multiplied together: with 2 registers each, 24 of 32 hold sums.
 const ROWS: usize = 12;
-/// Groups of [`ROWS`] that pass a panel's block while it is in the second-level cache: they share that cache (1 MiB)
-/// with it, 480 KiB to 128.
-const GROUPS: usize = 10;
+/// Groups of [`ROWS`] that pass a panel's block one after another. Their sums, 24 KiB, are with it in the first-level
+/// cache or near it; more groups read a panel less often.
+const GROUPS: usize = 16;
 /// Tasks per thread: enough to even out what the threads are interrupted by.
 const TASKS: usize = 4;
+/// Bytes of weights that are taken to stay in the second-level cache from one product to the next.
+const NEAR: usize = 1 << 20;
 
 /// A cache line of words.
 #[derive(Debug, Clone, Copy)]
@@ -89,10 +93,10 @@ impl Format {
     }
 
     /// Lines of a row of x that a panel is passed with at a time. Of int8 it is a block with its scale, else what keeps
-    /// a panel's share in the second-level cache.
+    /// the panel's share, 16 KiB, in the first-level cache beside that of a group.
     fn depth(self) -> usize {
         match self {
-            Self::F32 | Self::Bf16 => 64,
+            Self::F32 | Self::Bf16 => 8,
             Self::Int8 => BLOCK / (LANES * self.per_word()),
         }
     }
@@ -280,39 +284,47 @@ impl Panels {
         Ok(out)
     }
 
-    /// Writes all columns of all rows.
+    /// Writes all columns of all rows, in tiles of up to [`GROUPS`] groups and some panels.
     fn product_into(&self, kernel: Kernel, x: &Rows, outputs: Range<usize>, out: &Output) {
         let panels = outputs.start / COLS..outputs.end.div_ceil(COLS);
-        let strip = panels.len().div_ceil(TASKS * rayon::current_num_threads()).max(1);
-        let strips: Vec<_> = panels.clone().step_by(strip).map(|at| at..panels.end.min(at + strip)).collect();
-        strips.into_par_iter().for_each(|strip| {
-            let mut sums = [Sums::ZERO; GROUPS];
-            for group in (0..x.groups()).step_by(GROUPS) {
-                let groups = group..x.groups().min(group + GROUPS);
-                for panel in strip.clone() {
-                    self.multiply(kernel, panel, x, groups.clone(), &mut sums);
-                    let columns = Self::columns(panel, &outputs);
-                    let at = panel * COLS + columns.start - outputs.start;
-                    for (row, sums) in (group * ROWS..x.len()).zip(sums.iter().flat_map(|sums| &sums.0)) {
-                        let sums = &sums.as_flattened()[columns.clone()];
-                        // SAFETY: strips have no panel in common, so nobody else writes these columns; the row is one
-                        // of the output's, and the columns lie within its width.
-                        unsafe { out.write(row, at, sums) };
-                    }
-                }
+        let bands = x.groups().div_ceil(GROUPS);
+        // Rows are divided first: what a thread writes is then close together, and what it reads of x its own.
+        let strips = (TASKS * rayon::current_num_threads()).div_ceil(bands).min(panels.len());
+        let (band, strip) = (x.groups().div_ceil(bands), panels.len().div_ceil(strips));
+        let bands = (0..x.groups()).step_by(band).map(|at| at..x.groups().min(at + band));
+        let strips = panels.clone().step_by(strip).map(|at| at..panels.end.min(at + strip));
+        let tiles: Vec<_> = bands.flat_map(|groups| strips.clone().map(move |strip| (groups.clone(), strip))).collect();
+        tiles.into_par_iter().for_each(|(groups, strip)| {
+            let mut sums = [const { MaybeUninit::uninit() }; GROUPS];
+            let sums = filled(&mut sums[..groups.len()], Sums::ZERO);
+            let rows = groups.start * ROWS..x.len().min(groups.end * ROWS);
+            for panel in strip {
+                let columns = Self::columns(panel, &outputs);
+                let at = panel * COLS + columns.start - outputs.start;
+                // Rows are far apart in the output, so that a processor does not see by itself where it goes on.
+                rows.clone().for_each(|row| out.prefetch(row, at));
+                self.multiply(kernel, panel, x, groups.clone(), sums);
+                // SAFETY: tiles have no outputs in common, so nobody else writes these; the rows are among the output's,
+                // and the columns lie within its width.
+                unsafe { out.write(rows.clone(), at, sums, columns) };
             }
         });
     }
 
     /// The sums of a panel's outputs for groups of rows.
-    fn multiply(&self, kernel: Kernel, panel: usize, x: &Rows, groups: Range<usize>, sums: &mut [Sums; GROUPS]) {
+    fn multiply(&self, kernel: Kernel, panel: usize, x: &Rows, groups: Range<usize>, sums: &mut [Sums]) {
         let (lines, scales, offsets) = self.parts(panel);
         let depth = self.format.depth();
-        sums[..groups.len()].fill(Sums::ZERO);
+        // With few rows memory is what takes the time, and the processor's own prefetching does as well.
+        let ahead = self.lines.len() * size_of::<Line>() > NEAR && groups.len() > 2;
         for (block, w) in lines.chunks(depth * COLS).enumerate() {
             let range = block * depth..block * depth + w.len() / COLS;
-            for (group, sums) in groups.clone().zip(sums.iter_mut()) {
+            let next = lines.get(range.end * COLS..).unwrap_or_default();
+            let share = next.len().min(depth * COLS).div_ceil(groups.len());
+            let mut next = next.chunks(share.max(1)).take(if ahead { groups.len() } else { 0 });
+            for (group, sums) in groups.clone().zip(&mut *sums) {
                 let block = Block {
+                    first: block == 0,
                     x: x.lines(group, range.clone()),
                     w,
                     rows: x.rows(group),
@@ -320,6 +332,7 @@ impl Panels {
                     w_scales: scales.get(block).zip(offsets.get(block)),
                 };
                 kernel.add(&block, sums);
+                next.next().unwrap_or_default().iter().for_each(|line| prefetch(line));
             }
         }
     }
@@ -369,17 +382,47 @@ struct Output {
 unsafe impl Sync for Output {}
 
 impl Output {
-    /// Writes `values` at column `at` of a row.
+    /// Writes some columns of sums, row after row, from column `at` on.
     ///
     /// # Safety
-    /// No other thread may write to these columns, and they must lie within the width.
-    unsafe fn write(&self, row: usize, at: usize, values: &[f32]) {
-        let first = row * self.width + at;
-        debug_assert!(at + values.len() <= self.width && first + values.len() <= self.len);
-        // SAFETY: the caller keeps to an existing row and to columns within the width, so this is inside the output,
-        // whose memory `product_with` keeps for as long as this exists; `values` are on a thread's stack.
-        unsafe { std::ptr::copy_nonoverlapping(values.as_ptr(), self.start.add(first), values.len()) }
+    /// No other thread may write there, the rows must exist, and the columns lie within the width.
+    unsafe fn write(&self, rows: Range<usize>, at: usize, sums: &[Sums], columns: Range<usize>) {
+        debug_assert!(at + columns.len() <= self.width && rows.end * self.width <= self.len);
+        for (row, sums) in rows.zip(sums.iter().flat_map(|sums| &sums.0)) {
+            let sums = sums.as_flattened();
+            // SAFETY: the caller keeps to existing rows and to columns within the width, so this is inside the output,
+            // whose memory `product_with` keeps for as long as this exists; `sums` are on a thread's stack.
+            unsafe {
+                let to = self.start.add(row * self.width + at);
+                match sums.first_chunk::<COLS>() {
+                    // Nearly always; a length that is known needs no call.
+                    Some(all) if columns.len() == COLS => to.cast::<[f32; COLS]>().write(*all),
+                    _ => std::ptr::copy_nonoverlapping(sums[columns.clone()].as_ptr(), to, columns.len()),
+                }
+            }
+        }
     }
+
+    /// Brings the lines of a panel's columns of a row near.
+    #[inline]
+    fn prefetch(&self, row: usize, at: usize) {
+        let first = self.start.wrapping_add(row * self.width + at);
+        prefetch(first);
+        prefetch(first.wrapping_add(LANES));
+    }
+}
+
+/// Brings the cache line of a value near; a hint, whatever the address.
+#[inline]
+fn prefetch<T>(at: *const T) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        // SAFETY: every x86-64 processor has the instruction, which does nothing but fetch, and faults on no address.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = at;
 }
 
 #[cfg(test)]

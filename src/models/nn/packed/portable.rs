@@ -17,6 +17,9 @@ fn multiply_add(a: f32, b: f32, sum: f32) -> f32 {
 
 /// Adds a block's products to `sums`.
 pub(super) fn add(format: Format, block: &Block<'_>, sums: &mut Sums) {
+    if block.first {
+        *sums = Sums::ZERO;
+    }
     for first in (0..block.rows).step_by(TOGETHER) {
         match format {
             Format::F32 => {

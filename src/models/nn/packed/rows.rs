@@ -6,7 +6,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::kernel::Kernel;
-use super::{Format, LANES, Line, ROWS, quantize, row_lines};
+use super::{Format, LANES, Line, ROWS, filled, quantize, row_lines};
 
 /// Values beyond which packing is spread over threads.
 const GRAIN: usize = 1 << 14;
@@ -28,18 +28,23 @@ impl Rows {
         let format = kernel.format();
         let (rows, row_lines) = (x.len() / inputs, row_lines(inputs, format));
         let (groups, blocks) = (rows.div_ceil(ROWS), format.blocks(inputs));
-        let mut lines = vec![Line([0; LANES]); groups * row_lines * ROWS];
+        let len = groups * row_lines * ROWS;
+        let mut lines = Vec::with_capacity(len);
         let mut scales = vec![[0.0; ROWS]; groups * blocks];
         // A format without scales has empty ones, so that all formats go one way.
         let mut unscaled = vec![[[0.0; ROWS]; 0]; if blocks == 0 { groups } else { 0 }];
         let marks = scales.chunks_mut(blocks.max(1)).chain(unscaled.iter_mut().map(|none| &mut none[..]));
-        let tasks: Vec<_> = x.chunks(ROWS * inputs).zip(lines.chunks_mut(row_lines * ROWS)).zip(marks).collect();
+        let chunks = lines.spare_capacity_mut()[..len].chunks_mut(row_lines * ROWS);
+        let tasks: Vec<_> = x.chunks(ROWS * inputs).zip(chunks).zip(marks).collect();
         let least = GRAIN.div_ceil(ROWS * inputs);
         tasks.into_par_iter().with_min_len(least).for_each(|((x, lines), scales)| {
+            let lines = filled(lines, Line([0; LANES]));
             for (i, x) in x.chunks_exact(inputs).enumerate() {
                 kernel.pack(&mut Target { lines: &mut *lines, scales: &mut *scales, row: i }, x);
             }
         });
+        // SAFETY: there is a chunk for every group of rows, and `filled` has set every line of it.
+        unsafe { lines.set_len(len) };
         Self { rows, row_lines, blocks, lines, scales }
     }
 

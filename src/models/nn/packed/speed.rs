@@ -36,7 +36,14 @@ fn peak(format: Format) -> f64 {
     let (kernel, lines) = (Kernel::best(format), 4);
     let (x, w) = (vec![Line([0; LANES]); lines * ROWS], vec![Line([0; LANES]); lines * COLS]);
     let (ones, offsets) = ([1.0; COLS], [0; COLS]);
-    let block = Block { x: &x, w: &w, rows: ROWS, x_scales: Some(&[1.0; ROWS]), w_scales: Some((&ones, &offsets)) };
+    let block = Block {
+        first: false,
+        x: &x,
+        w: &w,
+        rows: ROWS,
+        x_scales: Some(&[1.0; ROWS]),
+        w_scales: Some((&ones, &offsets)),
+    };
     let seconds = best(|| {
         rayon::broadcast(|_| {
             let mut sums = Sums::ZERO;
