@@ -11,7 +11,7 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::timing::timed;
-use super::{fused, slice};
+use super::{filled, fused, slice};
 
 #[cfg(feature = "flash-attn")]
 mod flash;
@@ -175,9 +175,9 @@ impl CustomOp2 for Attention {
         let (q, kv) = (slice(q, ql, "attention q")?, slice(kv, kvl, "attention kv")?);
         // Keys and values are rotated and laid out once a span, then shared by its tasks.
         let heads: Vec<Vec<Head>> = plan.spans.par_iter().map(|span| kernel::heads(plan, span, kv)).collect();
-        let mut out = vec![0.0; q.len()];
+        let mut out = Vec::with_capacity(q.len());
         let mut tasks = Vec::new();
-        let mut rest = out.as_mut_slice();
+        let mut rest = &mut out.spare_capacity_mut()[..q.len()];
         for (span, heads) in plan.spans.iter().zip(&heads) {
             for start in span.queries.clone().step_by(QUERIES_PER_TASK) {
                 let rows = start..span.queries.end.min(start + QUERIES_PER_TASK);
@@ -186,7 +186,12 @@ impl CustomOp2 for Attention {
                 tasks.push((rows, heads, chunk));
             }
         }
-        tasks.into_par_iter().for_each(|(rows, heads, out)| kernel::attend(plan, heads, rows, q, out));
+        if !rest.is_empty() {
+            candle_core::bail!("attention: {} values of q are in no span", rest.len());
+        }
+        tasks.into_par_iter().for_each(|(rows, heads, out)| kernel::attend(plan, heads, rows, q, filled(out, 0.0)));
+        // SAFETY: the tasks' chunks were all of these values, and `filled` has set every one of them.
+        unsafe { out.set_len(q.len()) };
         Ok((CpuStorage::F32(out), ql.shape().clone()))
     }
 

@@ -138,14 +138,25 @@ pub fn rms_norm_backward(x: &[f32], weight: &[f32], r: f32, grad: &[f32], d_x: &
 /// The largest element, −∞ for an empty row; NaNs are passed over.
 #[inline(always)]
 fn max_of(row: &[f32]) -> f32 {
+    let larger = |m: f32, x: f32| if x > m { x } else { m };
     let mut lanes = [f32::NEG_INFINITY; LANES];
     let (chunks, tail) = row.as_chunks::<LANES>();
     for chunk in chunks {
         for i in 0..LANES {
-            lanes[i] = if chunk[i] > lanes[i] { chunk[i] } else { lanes[i] };
+            lanes[i] = larger(lanes[i], chunk[i]);
         }
     }
-    lanes.iter().chain(tail).fold(f32::NEG_INFINITY, |m, &x| if x > m { x } else { m })
+    for (lane, &x) in lanes.iter_mut().zip(tail) {
+        *lane = larger(*lane, x);
+    }
+    let mut half = LANES / 2;
+    while half > 0 {
+        for i in 0..half {
+            lanes[i] = larger(lanes[i], lanes[i + half]);
+        }
+        half /= 2;
+    }
+    lanes[0]
 }
 
 /// row ← e^(row − max), and returns (max, Σ e^(row − max)).

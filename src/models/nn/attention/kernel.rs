@@ -47,13 +47,11 @@ pub(super) fn attend(plan: &AttentionPlan, heads: &[Head], rows: Range<usize>, q
     for head in 0..plan.n_heads {
         let kv = &heads[head / (plan.n_heads / plan.n_kv_heads)];
         let queries = rotated_queries(plan, rows.clone(), q, head);
-        product(&queries, (d_pad, 1), n, d, &kv.keys_t, keys_pad, &mut scores);
+        product(Left::Rows(&queries, d_pad), n, d, &kv.keys_t, keys_pad, &mut scores);
         for (row, query) in scores.chunks_exact_mut(keys_pad).zip(rows.clone()) {
-            let visible = plan.visible(query, kv.keys);
-            elementwise::softmax(&mut row[..visible]);
-            row[visible..kv.keys].fill(0.0);
+            weights(row, plan.visible(query, kv.keys));
         }
-        product(&scores, (keys_pad, 1), n, kv.keys, &kv.values, d_pad, &mut mixed);
+        product(Left::Rows(&scores, keys_pad), n, kv.keys, &kv.values, d_pad, &mut mixed);
         scatter(&mixed, d_pad, out, plan.q_width(), head * d, d);
     }
 }
@@ -81,31 +79,38 @@ pub(super) fn backward(
         let v = gather(kv, plan.kv_width(), span.keys.clone(), value_column(plan, kv_head), d);
         let g = gather(grad, plan.q_width(), span.queries.clone(), head * d, d);
         // Forward again: P = softmax(QKᵀ); queries are already scaled.
-        product(&queries, (d_pad, 1), n, d, &transpose(&k, keys, d), keys_pad, &mut scores);
+        product(Left::Rows(&queries, d_pad), n, d, &transpose(&k, keys, d), keys_pad, &mut scores);
         for (row, query) in scores.chunks_exact_mut(keys_pad).zip(span.queries.clone()) {
-            let visible = plan.visible(query, keys);
-            elementwise::softmax(&mut row[..visible]);
-            row[visible..].fill(0.0);
+            weights(row, plan.visible(query, keys));
         }
         // dP = dO·Vᵀ, dS = P ⊙ (dP − Σ P dP).
-        product(&g, (d_pad, 1), n, d, &transpose(&v, keys, d), keys_pad, &mut d_scores);
+        product(Left::Rows(&g, d_pad), n, d, &transpose(&v, keys, d), keys_pad, &mut d_scores);
         for (p, dp) in scores.chunks_exact(keys_pad).zip(d_scores.chunks_exact_mut(keys_pad)) {
             elementwise::softmax_backward(p, dp);
         }
         // dQ = dS·K (rotated back, scaled), dK = dSᵀ·Q (rotated back), dV = Pᵀ·dO.
-        product(&d_scores, (keys_pad, 1), n, keys, &k, d_pad, &mut d_queries);
+        product(Left::Rows(&d_scores, keys_pad), n, keys, &k, d_pad, &mut d_queries);
         unrotate(plan, &mut d_queries, d_pad, |row| plan.positions[span.queries.start + row] as usize);
         for (row, out) in d_queries.chunks_exact(d_pad).zip(dq.chunks_exact_mut(plan.q_width())) {
             for (o, &x) in out[head * d..(head + 1) * d].iter_mut().zip(row) {
                 *o = x * plan.scale();
             }
         }
-        product(&d_scores, (1, keys_pad), keys, n, &queries, d_pad, &mut d_rows);
+        product(Left::Columns(&d_scores, keys_pad), keys, n, &queries, d_pad, &mut d_rows);
         unrotate(plan, &mut d_rows, d_pad, |row| row);
         accumulate(&d_rows, d_pad, dkv, plan.kv_width(), kv_head * d, d);
-        product(&scores, (1, keys_pad), keys, n, &g, d_pad, &mut d_rows);
+        product(Left::Columns(&scores, keys_pad), keys, n, &g, d_pad, &mut d_rows);
         accumulate(&d_rows, d_pad, dkv, plan.kv_width(), value_column(plan, kv_head), d);
     }
+}
+
+/// Scores `(keys padded)` to weights: the softmax of the visible ones, then zeros. In whole vectors, as what is hidden by
+/// −∞ adds nothing.
+fn weights(scores: &mut [f32], visible: usize) {
+    let (seen, hidden) = scores.split_at_mut(padded(visible));
+    seen[visible..].fill(f32::NEG_INFINITY);
+    elementwise::softmax(seen);
+    hidden.fill(0.0);
 }
 
 fn value_column(plan: &AttentionPlan, kv_head: usize) -> usize {
@@ -191,70 +196,91 @@ fn transpose(x: &[f32], n: usize, d: usize) -> Vec<f32> {
     out
 }
 
-/// out `(m, n)` = a `(m, k)` · b `(k, n)` with n a multiple of [`LANES`]; a's element (i, j) is at
-/// `i·strides.0 + j·strides.1`. Each output is summed over k in order, whatever m is.
+/// out `(m, n)` = a `(m, k)` · b `(k, n)` with n a multiple of [`LANES`]. Each output is summed over k in order, whatever
+/// m is.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2+fma", "aarch64+neon"))]
-fn product(a: &[f32], strides: (usize, usize), m: usize, k: usize, b: &[f32], n: usize, out: &mut [f32]) {
-    // Sums of a tile in half of the registers: 8 of 32, or 8 of 16.
+fn product(a: Left<'_>, m: usize, k: usize, b: &[f32], n: usize, out: &mut [f32]) {
+    // A tile's sums take 8 of 32 registers or of 16. Twice as many rows would be too much for the compiler, which keeps
+    // sums in memory then.
     match_target! {
-        "x86_64+avx512f" => tiles::<LANES, true>(a, strides, m, k, b, n, out),
-        "x86_64+avx2+fma" => tiles::<{ LANES / 2 }, true>(a, strides, m, k, b, n, out),
-        "aarch64+neon" => tiles::<{ LANES / 4 }, true>(a, strides, m, k, b, n, out),
-        _ => tiles::<{ LANES / 4 }, false>(a, strides, m, k, b, n, out),
+        "x86_64+avx512f" => tiles::<LANES, true>(a, m, k, b, n, out),
+        "x86_64+avx2+fma" => tiles::<{ LANES / 2 }, true>(a, m, k, b, n, out),
+        "aarch64+neon" => tiles::<{ LANES / 4 }, true>(a, m, k, b, n, out),
+        _ => tiles::<{ LANES / 4 }, false>(a, m, k, b, n, out),
     }
 }
 
-/// In tiles of W columns. With FUSED a multiplication and its addition are one instruction, rounded once.
+/// The left operand of a [`product`].
+#[derive(Clone, Copy)]
+enum Left<'a> {
+    /// Rows, so far apart.
+    Rows(&'a [f32], usize),
+    /// Columns, so far apart.
+    Columns(&'a [f32], usize),
+}
+
+/// In tiles of [`ROWS`] × W, of fewer rows at the end. With FUSED a multiplication and its addition are one instruction,
+/// rounded once.
 #[inline(always)]
-fn tiles<const W: usize, const FUSED: bool>(
-    a: &[f32],
-    strides: (usize, usize),
-    m: usize,
-    k: usize,
-    b: &[f32],
-    n: usize,
-    out: &mut [f32],
-) {
-    let mut i = 0;
-    while i + ROWS <= m {
-        for column in (0..n).step_by(W) {
-            tile::<ROWS, W, FUSED>(a, strides, i, k, b, n, column, out);
-        }
-        i += ROWS;
-    }
-    for i in i..m {
-        for column in (0..n).step_by(W) {
-            tile::<1, W, FUSED>(a, strides, i, k, b, n, column, out);
-        }
+fn tiles<const W: usize, const FUSED: bool>(a: Left<'_>, m: usize, k: usize, b: &[f32], n: usize, out: &mut [f32]) {
+    let mut row = 0;
+    while row < m {
+        row += match m - row {
+            ROWS.. => strip::<ROWS, W, FUSED>(a, row, k, b, n, out),
+            2.. => strip::<2, W, FUSED>(a, row, k, b, n, out),
+            _ => strip::<1, W, FUSED>(a, row, k, b, n, out),
+        };
     }
 }
 
+/// All columns of R rows from `row` on; returns R.
 #[inline(always)]
-#[expect(clippy::too_many_arguments, reason = "the innermost tile of `product`, inlined into it")]
-fn tile<const R: usize, const W: usize, const FUSED: bool>(
-    a: &[f32],
-    strides: (usize, usize),
+fn strip<const R: usize, const W: usize, const FUSED: bool>(
+    a: Left<'_>,
     row: usize,
     k: usize,
     b: &[f32],
     n: usize,
-    column: usize,
     out: &mut [f32],
-) {
-    let mut sums = [[0.0f32; W]; R];
-    for j in 0..k {
-        let b: &[f32; W] = match b[j * n + column..].first_chunk() {
-            Some(b) => b,
-            None => return,
-        };
-        for (r, sums) in sums.iter_mut().enumerate() {
-            let a = a[(row + r) * strides.0 + j * strides.1];
-            for lane in 0..W {
-                sums[lane] = if FUSED { a.mul_add(b[lane], sums[lane]) } else { sums[lane] + a * b[lane] };
-            }
+) -> usize {
+    let out = &mut out[row * n..(row + R) * n];
+    match a {
+        Left::Rows(a, stride) => {
+            // Cut to length first: no index is checked in the loop.
+            let rows: [&[f32]; R] = std::array::from_fn(|r| &a[(row + r) * stride..][..k]);
+            tile::<R, W, FUSED>(|j| rows.map(|row| row[j]), k, b, n, out);
+        }
+        Left::Columns(a, stride) => {
+            let column = |j: usize| a[j * stride + row..].first_chunk().copied().unwrap_or([0.0; R]);
+            tile::<R, W, FUSED>(column, k, b, n, out);
         }
     }
-    for (r, sums) in sums.iter().enumerate() {
-        out[(row + r) * n + column..][..W].copy_from_slice(sums);
+    R
+}
+
+/// R rows, W columns at a time; `left` gives a column of the left operand's rows.
+#[inline(always)]
+fn tile<const R: usize, const W: usize, const FUSED: bool>(
+    left: impl Fn(usize) -> [f32; R],
+    k: usize,
+    b: &[f32],
+    n: usize,
+    out: &mut [f32],
+) {
+    for column in (0..n).step_by(W) {
+        let mut sums = [[0.0f32; W]; R];
+        for j in 0..k {
+            let Some(b) = b[j * n + column..].first_chunk::<W>() else { return };
+            let a = left(j);
+            for r in 0..R {
+                for lane in 0..W {
+                    let sum = sums[r][lane];
+                    sums[r][lane] = if FUSED { a[r].mul_add(b[lane], sum) } else { sum + a[r] * b[lane] };
+                }
+            }
+        }
+        for (sums, out) in sums.iter().zip(out.chunks_exact_mut(n)) {
+            out[column..column + W].copy_from_slice(sums);
+        }
     }
 }
