@@ -177,8 +177,11 @@ def main():
     parser.add_argument("--dtype", choices=["f32", "bf16"], default="f32")
     parser.add_argument("--softmax", choices=["f64", "model"], default="f64")
     parser.add_argument("--json", type=Path)
-    parser.add_argument("flags", nargs="*", help="of `lacuna serve`, after --")
-    args = parser.parse_args()
+    # What follows -- is the server's: argparse would not take it after options.
+    ours = sys.argv[1:]
+    at = ours.index("--") if "--" in ours else len(ours)
+    args = parser.parse_args(ours[:at])
+    args.flags = ours[at + 1 :]
     results = []
     row = "{:<18} {:>7} {:>12} {:>12} {:>7}   {:<20} {:>9}"
     print(row.format("scenario", "clients", "lacuna /s", "torch /s", "ratio", "of single rounds", "identical"))

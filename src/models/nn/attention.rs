@@ -173,12 +173,14 @@ impl CustomOp2 for Attention {
     fn cpu_fwd(&self, q: &CpuStorage, ql: &Layout, kv: &CpuStorage, kvl: &Layout) -> Result<(CpuStorage, Shape)> {
         let plan = &*self.0;
         let (q, kv) = (slice(q, ql, "attention q")?, slice(kv, kvl, "attention kv")?);
-        // Keys and values are rotated and laid out once a span, then shared by its tasks.
-        let heads: Vec<Vec<Head>> = plan.spans.par_iter().map(|span| kernel::heads(plan, span, kv)).collect();
+        // Keys and values are rotated and laid out once a span and head, then shared by the span's tasks.
+        let n_heads = plan.n_kv_heads;
+        let each = (0..plan.spans.len() * n_heads).into_par_iter();
+        let heads: Vec<Head> = each.map(|i| kernel::head(plan, &plan.spans[i / n_heads], kv, i % n_heads)).collect();
         let mut out = Vec::with_capacity(q.len());
         let mut tasks = Vec::new();
         let mut rest = &mut out.spare_capacity_mut()[..q.len()];
-        for (span, heads) in plan.spans.iter().zip(&heads) {
+        for (span, heads) in plan.spans.iter().zip(heads.chunks_exact(n_heads.max(1))) {
             for start in span.queries.clone().step_by(QUERIES_PER_TASK) {
                 let rows = start..span.queries.end.min(start + QUERIES_PER_TASK);
                 let (chunk, tail) = rest.split_at_mut(rows.len() * plan.q_width());

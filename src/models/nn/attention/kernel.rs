@@ -27,15 +27,11 @@ fn padded(n: usize) -> usize {
     n.next_multiple_of(LANES)
 }
 
-/// Lays out all key/value heads of a span.
-pub(super) fn heads(plan: &AttentionPlan, span: &AttentionSpan, kv: &[f32]) -> Vec<Head> {
-    (0..plan.n_kv_heads)
-        .map(|head| {
-            let keys = rotated_keys(plan, span, kv, head);
-            let values = gather(kv, plan.kv_width(), span.keys.clone(), value_column(plan, head), plan.head_dim);
-            Head { keys_t: transpose(&keys, span.keys.len(), plan.head_dim), values, keys: span.keys.len() }
-        })
-        .collect()
+/// Lays out a key/value head of a span.
+pub(super) fn head(plan: &AttentionPlan, span: &AttentionSpan, kv: &[f32], head: usize) -> Head {
+    let keys = rotated_keys(plan, span, kv, head);
+    let values = gather(kv, plan.kv_width(), span.keys.clone(), value_column(plan, head), plan.head_dim);
+    Head { keys_t: transpose(&keys, span.keys.len(), plan.head_dim), values, keys: span.keys.len() }
 }
 
 /// Attention of query rows `rows` (one span's) over `heads`; `out` holds just these rows.

@@ -301,9 +301,9 @@ impl Panels {
             for panel in strip {
                 let columns = Self::columns(panel, &outputs);
                 let at = panel * COLS + columns.start - outputs.start;
-                // Rows are far apart in the output, so that a processor does not see by itself where it goes on.
-                rows.clone().for_each(|row| out.prefetch(row, at));
-                self.multiply(kernel, panel, x, groups.clone(), sums);
+                self.multiply(kernel, panel, x, groups.clone(), sums, |rows| {
+                    rows.for_each(|row| out.prefetch(row, at))
+                });
                 // SAFETY: tiles have no outputs in common, so nobody else writes these; the rows are among the output's,
                 // and the columns lie within its width.
                 unsafe { out.write(rows.clone(), at, sums, columns) };
@@ -311,8 +311,16 @@ impl Panels {
         });
     }
 
-    /// The sums of a panel's outputs for groups of rows.
-    fn multiply(&self, kernel: Kernel, panel: usize, x: &Rows, groups: Range<usize>, sums: &mut [Sums]) {
+    /// The sums of a panel's outputs for groups of rows; `soon` is told of a group's rows before the last of its sums.
+    fn multiply(
+        &self,
+        kernel: Kernel,
+        panel: usize,
+        x: &Rows,
+        groups: Range<usize>,
+        sums: &mut [Sums],
+        soon: impl Fn(Range<usize>),
+    ) {
         let (lines, scales, offsets) = self.parts(panel);
         let depth = self.format.depth();
         // With few rows memory is what takes the time, and the processor's own prefetching does as well.
@@ -331,6 +339,9 @@ impl Panels {
                     x_scales: x.scales(group, block),
                     w_scales: scales.get(block).zip(offsets.get(block)),
                 };
+                if range.end * COLS == lines.len() {
+                    soon(group * ROWS..group * ROWS + block.rows);
+                }
                 kernel.add(&block, sums);
                 next.next().unwrap_or_default().iter().for_each(|line| prefetch(line));
             }
@@ -403,7 +414,8 @@ impl Output {
         }
     }
 
-    /// Brings the lines of a panel's columns of a row near.
+    /// Brings the lines of a panel's columns of a row near: rows are far apart, so that a processor does not see by itself
+    /// where it is written next.
     #[inline]
     fn prefetch(&self, row: usize, at: usize) {
         let first = self.start.wrapping_add(row * self.width + at);
