@@ -168,7 +168,7 @@ def compare(args, name, model, clients, requests):
 
 
 def main():
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(epilog="Flags of `lacuna serve` follow --.")
     parser.add_argument("lacuna")
     parser.add_argument("models", type=Path)
     parser.add_argument("--rounds", type=int, default=3)
