@@ -123,10 +123,14 @@ async fn measure(args: &BenchArgs, url: &str, own: Option<(&Host, &Config)>) -> 
         for &arrivals in &arrivals {
             let plan = load::Plan { kind, arrivals, amount, seed: args.seed };
             term::note(format_args!("measuring {plan} ..."));
-            let _ = own.map(|(host, _)| host.engine.take_shapes());
-            let measured = client.run(&plan).await?;
-            let bare =
-                own.map(|(host, _)| ticks::bare_rows_per_s(&host.model, &host.engine.take_shapes())).transpose()?;
+            let (mut measured, mut bare) = (load::Measured::default(), ticks::Bare::default());
+            for turn in plan.turns() {
+                let _ = own.map(|(host, _)| host.engine.take_shapes());
+                measured = measured.and(client.run(&turn).await?);
+                if let Some((host, _)) = own {
+                    bare.add(&host.model, &host.engine.take_shapes())?;
+                }
+            }
             let mut run = report::Run::new(&plan, &measured, bare)?;
             if let Some((host, config)) = own.filter(|_| args.learning) {
                 term::note(format_args!("measuring {plan} while it learns ..."));

@@ -19,12 +19,14 @@ const WARM_UP: u64 = 16;
 const MAX_KEYS: usize = 16_384;
 
 /// What a group's rewards are compared with.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Baseline {
-    /// Mean, divided by the sample deviation (n − 1) + 1e-5 (MaskGRPO).
+    /// Mean, divided by the sample deviation (n − 1) + 1e-5 (MaskGRPO). Every group counts alike.
     #[default]
     Standard,
-    /// Mean (diffu-GRPO).
+    /// Mean (diffu-GRPO). Groups count by how much they differ: where all but one are liked, one wrong thumb does not
+    /// weigh as much as a whole group that people disagree on.
     MeanOnly,
     /// Mean of the others (coupled-GRPO, ESPO).
     LeaveOneOut,

@@ -9,6 +9,8 @@ use crate::diffusion::rng::Stream;
 
 /// Resamples of a bootstrap interval.
 const RESAMPLES: usize = 2000;
+/// Most times that a prompt has the configured completions when few prompts are held out.
+const MAX_EACH: usize = 8;
 
 /// Rules of the gate.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -16,7 +18,8 @@ const RESAMPLES: usize = 2000;
 pub struct GateConfig {
     /// Held-out prompts that are completed by both versions.
     pub prompts: usize,
-    /// Completions of each.
+    /// Completions of each; more while there are fewer prompts, so that as many are compared: one picture that fails
+    /// would refuse a version else.
     pub completions: u32,
     /// The lower end of the interval of the gain must be above this.
     pub min_gain: f64,
@@ -31,6 +34,16 @@ pub struct GateConfig {
 impl Default for GateConfig {
     fn default() -> Self {
         Self { prompts: 48, completions: 2, min_gain: 0.0, max_guard_loss: 0.1, max_kl: 0.5, min_diversity: 0.5 }
+    }
+}
+
+impl GateConfig {
+    /// Completions of each of `prompts` prompts: as many in all as for the configured number of prompts, up to
+    /// [`MAX_EACH`] times those of a prompt.
+    #[must_use]
+    pub fn each(&self, prompts: usize) -> u32 {
+        let times = self.prompts.div_ceil(prompts.max(1)).clamp(1, MAX_EACH);
+        self.completions.saturating_mul(times as u32)
     }
 }
 
@@ -186,6 +199,13 @@ mod tests {
         assert!(verdict(&trials(40, |i| if i % 4 == 0 { 0.0 } else { 0.3 }), 0.1).passed);
         assert!(!verdict(&trials(40, |i| if i % 2 == 0 { -0.3 } else { 0.31 }), 0.1).passed);
         assert!(!verdict(&[], 0.0).passed);
+    }
+
+    #[test]
+    fn few_prompts_are_completed_more_often() {
+        let gate = GateConfig { prompts: 8, completions: 2, ..GateConfig::default() };
+        assert_eq!([0, 1, 2, 3, 8, 20].map(|prompts| gate.each(prompts)), [16, 16, 8, 6, 2, 2]);
+        assert_eq!(GateConfig::default().each(1), 16, "one prompt is no reason for hundreds");
     }
 
     #[test]

@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::load::{Client, Measured, Plan};
 use super::report::Run;
+use super::ticks::Bare;
 use crate::cli::demo::Task;
 use crate::cli::host::Host;
 use crate::cli::train::practice::Practice;
@@ -87,8 +88,8 @@ pub async fn beside(
     let background = Background::start(host, config)?;
     let measured = client.run(plan).await;
     let updates = background.stop().await?;
-    let run = Run::new(plan, &measured?, None)?;
-    let alone = Run::new(plan, &before.and(client.run(plan).await?), None)?;
+    let run = Run::new(plan, &measured?, Bare::default())?;
+    let alone = Run::new(plan, &before.and(client.run(plan).await?), Bare::default())?;
     let per_s = |run: &Run| run.requests as f64 / run.seconds;
     Ok(Beside {
         p50: run.latency_ms.p50 / alone.latency_ms.p50,

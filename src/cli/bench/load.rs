@@ -14,12 +14,14 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 
 use super::Kind;
-use super::ticks::{Ticks, Totals};
+use super::ticks::Totals;
 use crate::diffusion::rng::Stream;
 use crate::starter::{scenes, words};
 
 /// Requests of an open loop that may be unanswered; a server further behind has lost, and this process stays bounded.
 const MAX_OUTSTANDING: usize = 4096;
+/// Parts of a run that takes turns with something else.
+const TURNS: u32 = 4;
 /// Longest that an answer is waited for.
 const TIMEOUT: Duration = Duration::from_secs(600);
 
@@ -58,6 +60,20 @@ pub struct Plan {
     pub amount: Amount,
     /// Seed of prompts, sampling and arrivals.
     pub seed: u64,
+}
+
+impl Plan {
+    /// The same in turns with something that it is compared with, so that both see a machine's speed drift. A number of
+    /// requests, or an open loop, whose queue would be another, stays whole.
+    pub fn turns(self) -> impl Iterator<Item = Self> {
+        let turns = match (self.arrivals, self.amount) {
+            (Arrivals::Closed { .. }, Amount::Time(time)) => Some(Amount::Time(time / TURNS)),
+            _ => None,
+        };
+        let (n, amount) = turns.map_or((1, self.amount), |amount| (TURNS, amount));
+        // Every turn has prompts of its own.
+        (0..u64::from(n)).map(move |turn| Self { amount, seed: self.seed.wrapping_add(turn << 32), ..self })
+    }
 }
 
 impl fmt::Display for Plan {
@@ -118,19 +134,18 @@ pub struct Measured {
     pub answers: Vec<Answer>,
     /// What went wrong with the others.
     pub failures: Vec<String>,
-    /// The server's ticks during the run.
-    pub ticks: Option<Ticks>,
-    /// Memory that the server holds after it, bytes.
-    pub resident: Option<f64>,
+    /// The server's counters before and after; several of runs that are taken as one.
+    pub stretches: Vec<[Totals; 2]>,
 }
 
 impl Measured {
-    /// Both runs as one; ticks and memory are those of the first.
+    /// Both runs as one.
     #[must_use]
     pub fn and(mut self, other: Self) -> Self {
         self.elapsed += other.elapsed;
         self.answers.extend(other.answers);
         self.failures.extend(other.failures);
+        self.stretches.extend(other.stretches);
         self
     }
 }
@@ -186,8 +201,7 @@ impl Client {
             Arrivals::Open { per_second } => self.open(plan, per_second, start).await,
         };
         let mut measured = Measured { elapsed: start.elapsed(), ..Measured::default() };
-        let after = self.totals().await?;
-        (measured.ticks, measured.resident) = (Ticks::between(&before, &after), after.resident);
+        measured.stretches.push([before, self.totals().await?]);
         for outcome in outcomes {
             match outcome {
                 Ok(answer) => measured.answers.push(answer),
@@ -299,6 +313,20 @@ mod tests {
         let image = json!({ "images": [{ "codes": [0, 0], "steps": 8, "positions_evaluated": 9, "b64": "" }] });
         let read = Answer::read(&image);
         assert_eq!((read.image_codes, read.images, read.steps, read.positions), (2, 1, 8, 9));
+    }
+
+    #[test]
+    fn turns_are_a_run_together() {
+        let plan = |arrivals, amount| Plan { kind: Kind::Text, arrivals, amount, seed: 1 };
+        let (closed, open) = (Arrivals::Closed { clients: 2 }, Arrivals::Open { per_second: 3.0 });
+        let (time, requests) = (Amount::Time(Duration::from_secs(20)), Amount::Requests(8));
+        let turns: Vec<Plan> = plan(closed, time).turns().collect();
+        assert!(turns.iter().all(|turn| turn.amount == Amount::Time(Duration::from_secs(5))) && turns.len() == 4);
+        assert_eq!(turns[0].seed, 1);
+        assert_ne!(request(Kind::Text, turns[0].seed, 0), request(Kind::Text, turns[1].seed, 0));
+        for whole in [plan(closed, requests), plan(open, time), plan(open, requests)] {
+            assert_eq!(whole.turns().collect::<Vec<_>>(), [whole]);
+        }
     }
 
     #[test]

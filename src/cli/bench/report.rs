@@ -8,7 +8,7 @@ use serde_json::Value;
 use super::Kind;
 use super::learning::Beside;
 use super::load::{Arrivals, Measured, Plan};
-use super::ticks::Ticks;
+use super::ticks::{Bare, Ticks};
 
 /// The whole report.
 #[derive(Debug, Clone, Serialize)]
@@ -120,11 +120,11 @@ impl Report {
 }
 
 impl Run {
-    /// Counts what was measured; `bare_rows_per_s` is the bare forward's speed on the same batches, if known.
+    /// Counts what was measured; `bare` forwards are of the same batches.
     ///
     /// # Errors
     /// When no request succeeded: rates of nothing would look like numbers.
-    pub fn new(plan: &Plan, measured: &Measured, bare_rows_per_s: Option<f64>) -> anyhow::Result<Self> {
+    pub fn new(plan: &Plan, measured: &Measured, bare: Bare) -> anyhow::Result<Self> {
         let answers = &measured.answers;
         ensure!(
             !answers.is_empty(),
@@ -159,9 +159,13 @@ impl Run {
                 p95: quantile(&latencies, 0.95),
                 p99: quantile(&latencies, 0.99),
             },
-            tick: measured.ticks,
-            resident_mib: measured.resident.map(|bytes| bytes / f64::from(1 << 20)),
-            engine_efficiency: bare_rows_per_s.map(|bare| positions / seconds / bare),
+            tick: Ticks::within(&measured.stretches),
+            resident_mib: measured
+                .stretches
+                .last()
+                .and_then(|[_, after]| after.resident)
+                .map(|bytes| bytes / f64::from(1 << 20)),
+            engine_efficiency: bare.rows_per_s().map(|bare| positions / seconds / bare),
             learning: None,
         })
     }

@@ -1,6 +1,6 @@
 //! What a server's ticks were spent on during a run: the difference of its metrics before and after.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
@@ -56,17 +56,17 @@ impl Totals {
 }
 
 impl Ticks {
-    /// The mean tick between two moments; `None` without a tick in between.
+    /// The mean tick of stretches of time, each given by its two ends; `None` without a tick in them.
     #[must_use]
-    pub fn between(before: &Totals, after: &Totals) -> Option<Self> {
-        let ticks = after.ticks - before.ticks;
+    pub fn within(stretches: &[[Totals; 2]]) -> Option<Self> {
+        let sum = |of: &dyn Fn(&Totals) -> f64| stretches.iter().map(|[from, to]| of(to) - of(from)).sum::<f64>();
+        let ticks = sum(&|totals| totals.ticks);
         if ticks < 1.0 {
             return None;
         }
-        let per_tick = |after: f64, before: f64| (after - before) * 1e3 / ticks;
-        let mean_ms = per_tick(after.seconds, before.seconds);
+        let mean_ms = sum(&|totals| totals.seconds) * 1e3 / ticks;
         let [matmul, attention, elementwise, sampling] =
-            std::array::from_fn(|i| per_tick(after.parts[i], before.parts[i]));
+            std::array::from_fn(|i| sum(&|totals| totals.parts[i]) * 1e3 / ticks);
         let host = (mean_ms - matmul - attention - elementwise - sampling).max(0.0);
         Some(Self { mean_ms, matmul, attention, elementwise, sampling, host })
     }
@@ -78,18 +78,34 @@ impl Ticks {
     }
 }
 
-/// Rows per second of the bare forward on these batches, run one after another with nothing else going on.
-///
-/// # Errors
-/// When the model fails.
-pub fn bare_rows_per_s(model: &Model, batches: &[Packed]) -> anyhow::Result<f64> {
-    let (mut rows, start) = (0, Instant::now());
-    for batch in batches {
-        // Where the engine computes: on one of the pool's threads.
-        rayon::scope(|_| model.backbone.forward(batch))?;
-        rows += batch.rows();
+/// Rows of bare forwards, run one after another with nothing else going on, and the time that they took.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct Bare {
+    rows: usize,
+    time: Duration,
+}
+
+impl Bare {
+    /// Adds a forward of each of these batches.
+    ///
+    /// # Errors
+    /// When the model fails.
+    pub fn add(&mut self, model: &Model, batches: &[Packed]) -> anyhow::Result<()> {
+        let start = Instant::now();
+        for batch in batches {
+            // Where the engine computes: on one of the pool's threads.
+            rayon::scope(|_| model.backbone.forward(batch))?;
+            self.rows += batch.rows();
+        }
+        self.time += start.elapsed();
+        Ok(())
     }
-    Ok(rows as f64 / start.elapsed().as_secs_f64())
+
+    /// Rows per second; `None` without any.
+    #[must_use]
+    pub fn rows_per_s(&self) -> Option<f64> {
+        (self.rows > 0).then(|| self.rows as f64 / self.time.as_secs_f64())
+    }
 }
 
 #[cfg(test)]
@@ -101,10 +117,12 @@ mod tests {
         let text = "# TYPE lacuna_tick_seconds histogram\nlacuna_tick_seconds_bucket{le=\"0.1\"} 4\n\
                     lacuna_tick_seconds_sum 0.5\nlacuna_tick_seconds_count 10\n\
                     lacuna_tick_part_seconds_sum{part=\"matmul\"} 0.3\nlacuna_tick_part_seconds_sum{part=\"sampling\"} 0.1\n";
-        let ticks = Ticks::between(&Totals::default(), &Totals::read(text)).unwrap();
+        let read = Totals::read(text);
+        let ticks = Ticks::within(&[[Totals::default(), read], [read, read]]).unwrap();
         assert!((ticks.mean_ms - 50.0).abs() < 1e-9 && (ticks.matmul - 30.0).abs() < 1e-9, "{ticks:?}");
         assert!((ticks.host - 10.0).abs() < 1e-9, "{ticks:?}");
         assert!((ticks.shares().iter().sum::<f64>() - 1.0).abs() < 1e-9);
-        assert!(Ticks::between(&Totals::read(text), &Totals::read(text)).is_none());
+        assert!(Ticks::within(&[[read, read]]).is_none() && Ticks::within(&[]).is_none());
+        assert_eq!(Ticks::within(&[[Totals::default(), read]; 2]), Some(ticks), "a mean");
     }
 }

@@ -223,7 +223,7 @@ impl Task {
     /// Metrics with what each counts in the reward.
     fn metrics(self) -> Vec<(&'static str, MetricType, f64)> {
         let more = match self {
-            Self::Taste => Some(("correct", MetricType::Bool, 0.5)),
+            Self::Taste => Some(("correct", MetricType::Bool, 1.0)),
             Self::Scenes => Some(("soft", MetricType::Number, 0.3)),
             Self::Words => None,
         };

@@ -20,7 +20,7 @@ use crate::cli::settings::overlaid;
 use crate::diffusion::rng::mix64;
 use crate::engine::job::{self, Finished, ImageParams, Priority, TextParams};
 use crate::engine::{Engine, Serving};
-use crate::rl::advantage::{Baseline, group};
+use crate::rl::advantage::group;
 use crate::rl::logprob::Sample;
 use crate::rl::policy::Policy;
 use crate::rl::rollout::{Asked, guidance_of, sample_of};
@@ -161,7 +161,7 @@ impl Practice {
             let seen = made.iter().map(|one| self.opinion(&prompt, one)).collect::<anyhow::Result<Vec<_>>>()?;
             let rewards: Vec<f64> = seen.iter().map(|opinion| self.worth(*opinion)).collect();
             let before = batch.len();
-            for (one, advantage) in made.iter().zip(group(&rewards, Baseline::Standard)) {
+            for (one, advantage) in made.iter().zip(group(&rewards, self.config.baseline)) {
                 let Ok(advantage) = advantage else { continue };
                 let sample = Sample { guidance: guidance.clone(), ..sample_of(model, &asked.task, one)? };
                 batch.push(Judged { sample, advantage, weight: 1.0, behaviour: None });

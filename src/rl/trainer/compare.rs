@@ -21,6 +21,8 @@ pub(super) struct Compared {
 /// Compares one run's completions.
 pub(super) struct Comparison<'a> {
     loss: LossKind,
+    /// What groups are compared with.
+    baseline: Baseline,
     /// What MaskGRPO compares singles with.
     baselines: &'a mut Baselines,
     /// What KTO compares them with: the mean score of the run's singles, texts and images.
@@ -31,6 +33,7 @@ impl<'a> Comparison<'a> {
     /// `singles`: of each single, whether it is an image, and its reward.
     pub(super) fn new<'r>(
         loss: LossKind,
+        baseline: Baseline,
         baselines: &'a mut Baselines,
         singles: impl Iterator<Item = (bool, &'r Reward)>,
     ) -> Self {
@@ -39,7 +42,7 @@ impl<'a> Comparison<'a> {
             let (sum, n) = &mut sums[usize::from(image)];
             (*sum, *n) = (*sum + raw, *n + 1.0);
         }
-        Self { loss, baselines, means: sums.map(|(sum, n)| sum / f64::max(n, 1.0)) }
+        Self { loss, baseline, baselines, means: sums.map(|(sum, n)| sum / f64::max(n, 1.0)) }
     }
 
     /// Compares the members of a cluster of `lane`.
@@ -49,7 +52,7 @@ impl<'a> Comparison<'a> {
             rewards.iter().map(|reward| self.single(image, reward.raw.unwrap_or(f64::NAN))).collect()
         } else {
             let known: Vec<f64> = rewards.iter().map(|reward| reward.reward.unwrap_or(f64::NAN)).collect();
-            let advantages = group(&known, Baseline::Standard).into_iter().zip(rewards);
+            let advantages = group(&known, self.baseline).into_iter().zip(rewards);
             advantages
                 .map(|(advantage, reward)| match reward.skip {
                     Some(skip) => Err(skip.reason()),
@@ -122,7 +125,8 @@ mod tests {
     fn of(loss: LossKind, lane: Lane, values: &[f64]) -> Compared {
         let rewards: Vec<Reward> = values.iter().copied().map(reward).collect();
         let mut baselines = Baselines::default();
-        Comparison::new(loss, &mut baselines, std::iter::empty()).of(lane, false, &rewards)
+        let baseline = Baseline::Standard;
+        Comparison::new(loss, baseline, &mut baselines, std::iter::empty()).of(lane, false, &rewards)
     }
 
     #[test]
@@ -144,13 +148,28 @@ mod tests {
         assert_eq!((compared.fates, compared.order), (vec![Ok(-1.0), Err("no_verdict"), Ok(1.0)], vec![0, 2]));
         let (mut baselines, rated) = (Baselines::default(), [reward(1.0), reward(0.0), reward(1.0)]);
         let singles = || rated.iter().map(|reward| (true, reward));
-        let mut comparison = Comparison::new(LossKind::Kto, &mut baselines, singles());
+        let mut comparison = Comparison::new(LossKind::Kto, Baseline::Standard, &mut baselines, singles());
         let fates: Vec<_> =
             rated.iter().map(|one| comparison.of(Lane::Singles, true, std::slice::from_ref(one)).fates[0]).collect();
         assert_eq!(fates, [Ok(1.0), Ok(-1.0), Ok(1.0)], "no warm-up: thumbs count from the first");
         let alike = [reward(1.0)];
-        let mut comparison = Comparison::new(LossKind::Kto, &mut baselines, alike.iter().map(|r| (true, r)));
+        let mut comparison =
+            Comparison::new(LossKind::Kto, Baseline::Standard, &mut baselines, alike.iter().map(|r| (true, r)));
         assert_eq!(comparison.of(Lane::Singles, true, &alike).fates, [Err("no_verdict")]);
+    }
+
+    #[test]
+    fn without_deviations_a_group_counts_by_how_much_it_differs() {
+        let largest = |baseline, values: &[f64]| {
+            let rewards: Vec<Reward> = values.iter().copied().map(reward).collect();
+            let mut baselines = Baselines::default();
+            let mut comparison = Comparison::new(LossKind::MaskGrpo, baseline, &mut baselines, std::iter::empty());
+            let fates = comparison.of(Lane::Groups, true, &rewards).fates;
+            fates.into_iter().map(|fate| fate.unwrap().abs()).fold(0.0, f64::max)
+        };
+        let (alike, torn) = ([0.9, 1.0, 1.0, 1.0], [0.0, 1.0, 0.0, 1.0]);
+        assert!(largest(Baseline::Standard, &alike) > largest(Baseline::Standard, &torn));
+        assert!(largest(Baseline::MeanOnly, &alike) < 0.2 * largest(Baseline::MeanOnly, &torn));
     }
 
     #[test]
@@ -159,7 +178,8 @@ mod tests {
         rewards[2] = Reward { skip: Some(Skip::Missing), ..Reward::default() };
         for loss in [LossKind::MaskGrpo, LossKind::Kto, LossKind::Dpo] {
             let mut baselines = Baselines::default();
-            let compared = Comparison::new(loss, &mut baselines, std::iter::empty()).of(Lane::Groups, false, &rewards);
+            let mut comparison = Comparison::new(loss, Baseline::Standard, &mut baselines, std::iter::empty());
+            let compared = comparison.of(Lane::Groups, false, &rewards);
             assert_eq!(compared.fates[2], Err("missing"), "{loss:?}");
             assert_eq!(compared.order, [0, 1], "{loss:?}");
         }

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::models::optim::OptimConfig;
 use crate::rl::RlError;
+use crate::rl::advantage::Baseline;
 use crate::rl::estimator::{Estimator, Ratios};
 use crate::rl::gate::GateConfig;
 use crate::rl::lanes::{Lane, LaneConfig};
@@ -143,6 +144,8 @@ pub struct TrainingConfig {
     pub settle: u32,
     /// What is made smaller.
     pub loss: LossKind,
+    /// What the rewards of a group are compared with; singles have a running mean.
+    pub baseline: Baseline,
     /// What the policy is compared with.
     pub reference: Reference,
     /// Settings of `loss = "kto"` and `loss = "dpo"`.
@@ -204,6 +207,7 @@ impl Default for TrainingConfig {
             lr: 1e-3,
             settle: 0,
             loss: LossKind::default(),
+            baseline: Baseline::default(),
             reference: Reference::default(),
             preference: PreferenceConfig::default(),
             estimator: EstimatorKind::default(),

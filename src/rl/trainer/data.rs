@@ -104,7 +104,8 @@ impl Maker<'_> {
         let combined = self.parts.rewards.score(inputs).await.map_err(|e| RlError::Refused(e.to_string()))?;
         let singles = clusters.iter().zip(&combined.groups).filter(|(cluster, _)| cluster.lane == Lane::Singles);
         let singles = singles.flat_map(|(cluster, rewards)| rewards.iter().map(|reward| (cluster.image(), reward)));
-        let mut comparison = Comparison::new(self.parts.config.loss, baselines, singles);
+        let (loss, baseline) = (self.parts.config.loss, self.parts.config.baseline);
+        let mut comparison = Comparison::new(loss, baseline, baselines, singles);
         let mut rewards = combined.groups.iter();
         let (mut groups, mut sum, mut used) = (Vec::new(), 0.0, 0);
         for cluster in clusters {

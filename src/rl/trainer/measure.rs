@@ -45,9 +45,11 @@ impl Bench<'_> {
         let one_in = self.0.config.data.hold_out_one_in.max(1);
         let wanted = u32::try_from(gate.prompts as u64 * one_in * 2).unwrap_or(u32::MAX).min(crate::store::MAX_POOL);
         let rows = self.0.store.prompts_with_feedback(wanted, self.0.config.seed).await?;
-        let rows = rows.into_iter().filter(|row| held_out(&row.prompt_ids, one_in)).take(gate.prompts);
+        let rows: Vec<_> =
+            rows.into_iter().filter(|row| held_out(&row.prompt_ids, one_in)).take(gate.prompts).collect();
+        let n = gate.each(rows.len());
         // Side by side, so that they share forwards; in order, so that a verdict can be repeated.
-        let trials = (0u64..).zip(rows).map(|(at, row)| self.trial(row, at, candidate, current));
+        let trials = (0u64..).zip(rows).map(|(at, row)| self.trial(row, at, n, candidate, current));
         futures_util::stream::iter(trials)
             .buffered(AT_ONCE)
             .filter_map(|trial| async { trial.transpose() })
@@ -55,18 +57,21 @@ impl Bench<'_> {
             .await
     }
 
-    /// Held-out prompt number `at` by both versions; `None` when it cannot be asked again.
+    /// `n` completions of held-out prompt number `at` by both versions; `None` when it cannot be asked again.
     async fn trial(
         &self,
         row: CompletionRow,
         at: u64,
+        n: u32,
         candidate: &VersionId,
         current: &VersionId,
     ) -> Result<Option<Trial>, RlError> {
         let Ok(asked) = Asked::of(&row) else { return Ok(None) };
         let seed = mix64(self.0.config.seed ^ 0x6A7E ^ at);
-        let (new, old) =
-            tokio::try_join!(self.complete(&row, &asked, candidate, seed), self.complete(&row, &asked, current, seed))?;
+        let (new, old) = tokio::try_join!(
+            self.complete(&row, &asked, n, candidate, seed),
+            self.complete(&row, &asked, n, current, seed)
+        )?;
         let reward = match (self.rewards(&new.0).await, self.rewards(&old.0).await) {
             (Some(new), Some(old)) => Some((new, old)),
             _ => None,
@@ -76,15 +81,15 @@ impl Bench<'_> {
         Ok(Some(Trial { reward, guards, distinct: (new.1, old.1) }))
     }
 
-    /// Completions of a prompt by one version, and how many of them are distinct.
+    /// `n` completions of a prompt by one version, and how many of them are distinct.
     async fn complete(
         &self,
         row: &CompletionRow,
         asked: &Asked,
+        n: u32,
         version: &VersionId,
         seed: u64,
     ) -> Result<(GroupInput, usize), RlError> {
-        let n = self.0.config.gate.completions;
         let finished = asked.complete(&self.0.engine, version, n, seed, Priority::Rollout).await?;
         let distinct: HashSet<&[u32]> = finished.iter().map(|one| one.tokens.as_slice()).collect();
         let distinct = distinct.len();
