@@ -163,6 +163,8 @@ pub struct Report {
     pub swap_pause_ticks_max: Option<u64>,
     /// Swaps at which one was in flight.
     pub swaps_watched: usize,
+    /// Steps by which 99 of a hundred steps of the same requests are late at most when nothing is exchanged.
+    pub step_pause_ticks_p99: Option<u64>,
 }
 
 impl Report {
@@ -195,11 +197,12 @@ impl Report {
         let Requests { ok, failed, mixed_version } = self.requests;
         let ms = |ms: Option<f64>| ms.map_or("–".to_owned(), |ms| format!("{ms:.0} ms"));
         let Latencies { alone, training } = self.latency_ms;
-        let pause = self.swap_pause_ticks_max.map_or("not seen".to_owned(), |ticks| format!("{ticks} ticks at most"));
+        let ticks = |ticks: Option<u64>| ticks.map_or("not seen".to_owned(), |ticks| format!("{ticks} ticks"));
+        let (pause, ordinary) = (ticks(self.swap_pause_ticks_max), ticks(self.step_pause_ticks_p99));
         format!(
             "{table}\n{best}gain              {} over {}\nas asked          {}\nrequests          {ok} ok, {failed} \
              failed, {mixed_version} of mixed versions\npeople            {} ratings, {} preferences\nlatency p95       \
-             {} alone, {} while training\nswaps             {}, pause {pause}",
+             {} alone, {} while training\nswaps             {}, pause {pause} at most; without a swap {ordinary} in 99 of 100",
             gain(&self.gain),
             self.gain.against,
             gain(&self.correctness_change),

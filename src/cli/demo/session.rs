@@ -15,7 +15,7 @@ use super::crowd::{Crowd, Mood};
 use super::judge::{Judge, Marks};
 use super::report::{BaseBest, Gain, HeldOut, Latencies, Latency, Report, Requests, Version, sparkline};
 use super::task::{Opinion, Task};
-use super::watch::{self, Probe, Swap, pauses};
+use super::watch::{self, Pauses, Probe, Swap};
 use super::{DemoArgs, Server};
 use crate::cli::term;
 use crate::starter::scenes::Codec;
@@ -260,7 +260,7 @@ impl<'a> Session<'a> {
         let (ok, failed, mixed_version) = counts.requests();
         let (ratings, preferences) = counts.judgements();
         let swaps = kept(&seen.swaps);
-        let paused = pauses(&swaps, &kept(&seen.streams));
+        let pauses = Pauses::new(&swaps, &kept(&seen.streams));
         Report {
             task: self.args.task,
             seed,
@@ -277,8 +277,9 @@ impl<'a> Session<'a> {
             preferences,
             latency_ms: Latencies { alone: Latency::of(alone), training: Latency::of(&kept(&seen.latencies)) },
             swaps: swaps.len(),
-            swap_pause_ticks_max: paused.iter().max().copied(),
-            swaps_watched: paused.len(),
+            swap_pause_ticks_max: pauses.at_swaps.iter().max().copied(),
+            swaps_watched: pauses.at_swaps.len(),
+            step_pause_ticks_p99: pauses.ordinary_p99(),
         }
     }
 

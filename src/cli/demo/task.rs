@@ -9,6 +9,7 @@ use serde_json::{Map, Value, json};
 
 use crate::config::Config;
 use crate::diffusion::rng::{Stream, mix64};
+use crate::rl::advantage::Baseline;
 use crate::rl::gate::GateConfig;
 use crate::rl::lanes::{Lane, LaneConfig, PREFERENCE};
 use crate::rl::reward::combine::Aggregate;
@@ -266,12 +267,19 @@ impl Task {
             epochs: 1,
             inner: 4,
             lr: match self {
-                Self::Taste => 5e-4,
+                Self::Taste => 1e-3,
                 // Correctness moves slowly, and a higher rate undoes it after a dozen updates.
                 Self::Scenes => 4e-4,
                 Self::Words => 6e-4,
             },
-            settle: if self == Self::Scenes { 6 } else { 0 },
+            // A taste is learned in a few versions, and what comes after them would only move what is right.
+            settle: match self {
+                Self::Taste => 2,
+                Self::Scenes => 6,
+                Self::Words => 0,
+            },
+            // When most are blue already, a wrong thumb must not count as much as a group that people disagree on.
+            baseline: if self == Self::Taste { Baseline::MeanOnly } else { Baseline::Standard },
             estimator: if draws { EstimatorKind::Trajectory } else { EstimatorKind::MaskGrpo },
             guided: draws,
             beta: 0.01,

@@ -111,23 +111,49 @@ pub async fn stream(client: Client, mut training: watch::Receiver<Training>, out
     }
 }
 
-/// For each swap that a stream was in flight at: how many steps late its latest step around the swap was. A request in
-/// flight makes a step each tick, so that a gap of one median step is no pause at all.
-#[must_use]
-pub fn pauses(swaps: &[Swap], streams: &[Vec<Instant>]) -> Vec<u64> {
-    let mut out = Vec::new();
-    for swap in swaps {
-        let around = |pair: &&[Instant]| pair[0] <= swap.until && pair[1] >= swap.since;
-        let gap = |pair: &[Instant]| pair[1].duration_since(pair[0]).as_secs_f64();
+/// How late the steps of requests in flight were, in steps. A request makes a step each tick, so that a gap of one median
+/// step is no pause at all.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Pauses {
+    /// The latest step around each swap that a stream was in flight at.
+    pub at_swaps: Vec<u64>,
+    /// Every other step of the streams, ascending: what is ordinary, since ticks are of many lengths.
+    pub elsewhere: Vec<u64>,
+}
+
+impl Pauses {
+    /// Reads them off the moments at which the steps of `streams` arrived.
+    #[must_use]
+    pub fn new(swaps: &[Swap], streams: &[Vec<Instant>]) -> Self {
+        let mut out = Self::default();
         for steps in streams {
-            let Some(longest) = steps.windows(2).filter(around).map(gap).max_by(f64::total_cmp) else { continue };
             let mut gaps: Vec<f64> = steps.windows(2).map(gap).collect();
             gaps.sort_by(f64::total_cmp);
-            let median = gaps[gaps.len() / 2].max(1e-4);
-            out.push(((longest / median).round() as u64).saturating_sub(1));
+            let Some(&median) = gaps.get(gaps.len() / 2) else { continue };
+            let late = |pair: &[Instant]| ((gap(pair) / median.max(1e-4)).round() as u64).saturating_sub(1);
+            let at = |swap: &Swap| steps.windows(2).filter(|pair| swap.meets(pair)).map(late).max();
+            out.at_swaps.extend(swaps.iter().filter_map(at));
+            out.elsewhere.extend(steps.windows(2).filter(|pair| !swaps.iter().any(|swap| swap.meets(pair))).map(late));
         }
+        out.elsewhere.sort_unstable();
+        out
     }
-    out
+
+    /// What 99 of a hundred steps are not later than without a swap.
+    #[must_use]
+    pub fn ordinary_p99(&self) -> Option<u64> {
+        self.elsewhere.get((self.elsewhere.len() * 99).div_ceil(100).saturating_sub(1)).copied()
+    }
+}
+
+impl Swap {
+    fn meets(&self, pair: &[Instant]) -> bool {
+        pair[0] <= self.until && pair[1] >= self.since
+    }
+}
+
+fn gap(pair: &[Instant]) -> f64 {
+    pair[1].duration_since(pair[0]).as_secs_f64()
 }
 
 /// The quantile `q` of latencies, in milliseconds; `None` without any.
@@ -149,9 +175,13 @@ mod tests {
         let at = |ms: u64| start + Duration::from_millis(ms);
         let stream: Vec<Instant> = [0, 10, 20, 30, 70, 80, 90].map(at).to_vec();
         let swap = |since, until| Swap { since: at(since), until: at(until) };
-        assert_eq!(pauses(&[swap(40, 50)], std::slice::from_ref(&stream)), [3]);
-        assert_eq!(pauses(&[swap(11, 12), swap(82, 85)], std::slice::from_ref(&stream)), [0, 0]);
-        assert_eq!(pauses(&[swap(200, 210)], &[stream]), Vec::<u64>::new());
+        let pauses = |swaps: &[Swap]| Pauses::new(swaps, std::slice::from_ref(&stream));
+        assert_eq!(pauses(&[swap(40, 50)]).at_swaps, [3]);
+        assert_eq!(pauses(&[swap(40, 50)]).elsewhere, [0; 5]);
+        assert_eq!(pauses(&[swap(11, 12), swap(82, 85)]).at_swaps, [0, 0]);
+        assert_eq!(pauses(&[swap(11, 12), swap(82, 85)]).ordinary_p99(), Some(3));
+        assert_eq!(pauses(&[swap(200, 210)]).at_swaps, Vec::<u64>::new());
+        assert_eq!(Pauses::new(&[], &[Vec::new()]).ordinary_p99(), None);
     }
 
     #[test]
