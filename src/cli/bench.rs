@@ -124,7 +124,10 @@ async fn measure(args: &BenchArgs, url: &str, own: Option<(&Host, &Config)>) -> 
             let plan = load::Plan { kind, arrivals, amount, seed: args.seed };
             term::note(format_args!("measuring {plan} ..."));
             let (mut measured, mut bare) = (load::Measured::default(), ticks::Bare::default());
-            for turn in plan.turns() {
+            // A run beside learning is compared with a run like itself, and a server elsewhere with nothing.
+            let in_turns = own.is_some() && !args.learning;
+            let turns = if in_turns { plan.turns().collect() } else { vec![plan] };
+            for turn in turns {
                 let _ = own.map(|(host, _)| host.engine.take_shapes());
                 measured = measured.and(client.run(&turn).await?);
                 if let Some((host, _)) = own {

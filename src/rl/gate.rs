@@ -9,8 +9,8 @@ use crate::diffusion::rng::Stream;
 
 /// Resamples of a bootstrap interval.
 const RESAMPLES: usize = 2000;
-/// Most times that a prompt has the configured completions when few prompts are held out.
-const MAX_EACH: usize = 8;
+/// Most completions of a prompt that stands in for others when few are held out.
+const MAX_EACH: u32 = 16;
 
 /// Rules of the gate.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -38,12 +38,13 @@ impl Default for GateConfig {
 }
 
 impl GateConfig {
-    /// Completions of each of `prompts` prompts: as many in all as for the configured number of prompts, up to
-    /// [`MAX_EACH`] times those of a prompt.
+    /// Completions of each of `prompts` prompts: as many in all as for the configured number of prompts, but no more
+    /// than [`MAX_EACH`] of one for that.
     #[must_use]
     pub fn each(&self, prompts: usize) -> u32 {
-        let times = self.prompts.div_ceil(prompts.max(1)).clamp(1, MAX_EACH);
-        self.completions.saturating_mul(times as u32)
+        let most = (MAX_EACH / self.completions.max(1)).max(1);
+        let times = self.prompts.div_ceil(prompts.max(1)).clamp(1, most as usize);
+        self.completions * times as u32
     }
 }
 
@@ -206,6 +207,8 @@ mod tests {
         let gate = GateConfig { prompts: 8, completions: 2, ..GateConfig::default() };
         assert_eq!([0, 1, 2, 3, 8, 20].map(|prompts| gate.each(prompts)), [16, 16, 8, 6, 2, 2]);
         assert_eq!(GateConfig::default().each(1), 16, "one prompt is no reason for hundreds");
+        let many = GateConfig { completions: 64, ..GateConfig::default() };
+        assert_eq!(many.each(1), 64, "nor for more than were asked for");
     }
 
     #[test]

@@ -202,7 +202,7 @@ impl Report {
         format!(
             "{table}\n{best}gain              {} over {}\nas asked          {}\nrequests          {ok} ok, {failed} \
              failed, {mixed_version} of mixed versions\npeople            {} ratings, {} preferences\nlatency p95       \
-             {} alone, {} while training\nswaps             {}, pause {pause} at most; without a swap {ordinary} in 99 of 100",
+             {} alone, {} while training\nswaps             {}, longest pause {pause}; without a swap, 99 % of steps {ordinary}",
             gain(&self.gain),
             self.gain.against,
             gain(&self.correctness_change),

@@ -48,10 +48,12 @@ impl Bench<'_> {
         let rows: Vec<_> =
             rows.into_iter().filter(|row| held_out(&row.prompt_ids, one_in)).take(gate.prompts).collect();
         let n = gate.each(rows.len());
+        // More of one prompt, fewer prompts at once: what waits for its turn is no more.
+        let at_once = (AT_ONCE * gate.completions as usize / n.max(1) as usize).max(1);
         // Side by side, so that they share forwards; in order, so that a verdict can be repeated.
         let trials = (0u64..).zip(rows).map(|(at, row)| self.trial(row, at, n, candidate, current));
         futures_util::stream::iter(trials)
-            .buffered(AT_ONCE)
+            .buffered(at_once)
             .filter_map(|trial| async { trial.transpose() })
             .try_collect()
             .await
