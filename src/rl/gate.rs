@@ -39,7 +39,7 @@ impl Default for GateConfig {
 
 impl GateConfig {
     /// Completions of each of `prompts` prompts: as many in all as for the configured number of prompts, but no more
-    /// than [`MAX_EACH`] of one for that.
+    /// than 16 of one for that.
     #[must_use]
     pub fn each(&self, prompts: usize) -> u32 {
         let most = (MAX_EACH / self.completions.max(1)).max(1);
