@@ -103,30 +103,34 @@ fn practice_reports_every_update_and_writes_an_adapter() {
     let folder = TempDir::new().unwrap();
     let out = folder.path().join("adapter");
     let sampling = r#"{"sampler":{"kind":"emerge"},"steps":2,"guidance_scale":0,"temperature":1}"#;
-    let report = json(&[
-        "train",
-        "--task",
-        "taste",
-        "--updates",
-        "2",
-        "--prompts",
-        "2",
-        "--completions",
-        "4",
-        "--eval-n",
-        "4",
-        "--sampling",
-        sampling,
-        "--judge-at",
-        r#"{"steps":4}"#,
-        "--set",
-        "training.lora.rank=2",
-        "--save",
-        out.to_str().unwrap(),
-        "--json",
-        "--log",
-        "warn",
-    ]);
+    let run = || {
+        json(&[
+            "train",
+            "--task",
+            "taste",
+            "--updates",
+            "2",
+            "--prompts",
+            "2",
+            "--completions",
+            "4",
+            "--eval-n",
+            "4",
+            "--sampling",
+            sampling,
+            "--judge-at",
+            r#"{"steps":4}"#,
+            "--set",
+            "training.lora.rank=2",
+            "--save",
+            out.to_str().unwrap(),
+            "--json",
+            "--log",
+            "warn",
+        ])
+    };
+    let (report, again) = (run(), run());
+    assert_eq!((&report["updates"], &report["judged"]), (&again["updates"], &again["judged"]), "one seed, one result");
     assert_eq!(report["updates"].as_array().unwrap().len(), 2);
     let steps = report["updates"].as_array().unwrap().iter().map(|u| u["report"]["steps"].as_u64().unwrap());
     assert!(steps.sum::<u64>() > 0, "{report}");

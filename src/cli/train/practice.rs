@@ -152,18 +152,20 @@ impl Practice {
             let asked = self.asked(&prompt, &self.sampling)?;
             let seed = mix64(self.seed ^ mix64(index));
             let made = asked.complete(&self.engine, version, self.completions, seed, Priority::Rollout).await?;
-            anyhow::Ok((prompt, asked, made))
+            anyhow::Ok((seed, prompt, asked, made))
         });
         let (mut batch, mut opinions) = (Vec::new(), Vec::new());
         let mut even = 0;
-        for (prompt, asked, made) in try_join_all(asked).await? {
+        for (seed, prompt, asked, made) in try_join_all(asked).await? {
             let guidance = if self.config.guided { guidance_of(model, &asked)? } else { None };
             let seen = made.iter().map(|one| self.opinion(&prompt, one)).collect::<anyhow::Result<Vec<_>>>()?;
             let rewards: Vec<f64> = seen.iter().map(|opinion| self.worth(*opinion)).collect();
             let before = batch.len();
-            for (one, advantage) in made.iter().zip(group(&rewards, self.config.baseline)) {
+            for ((number, one), advantage) in (0..).zip(&made).zip(group(&rewards, self.config.baseline)) {
                 let Ok(advantage) = advantage else { continue };
-                let sample = Sample { guidance: guidance.clone(), ..sample_of(model, &asked.task, one)? };
+                // Completions get another id in every run; with one of the seed's they are masked alike.
+                let (id, guidance) = (mix64(seed ^ number), guidance.clone());
+                let sample = Sample { id, guidance, ..sample_of(model, &asked.task, one)? };
                 batch.push(Judged { sample, advantage, weight: 1.0, behaviour: None });
             }
             even += usize::from(batch.len() == before);

@@ -16,8 +16,6 @@ use super::{slice, slice_mut};
 
 /// Values that are computed side by side: a register of AVX-512, two of AVX2.
 const LANES: usize = 16;
-/// Rows that share what is loaded of A and B.
-const ROWS: usize = 4;
 /// Rows handled by one task.
 const ROWS_PER_TASK: usize = 32;
 
@@ -112,32 +110,39 @@ impl InplaceOp2 for Add {
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2+fma", "aarch64+neon"))]
 fn update(x: &[f32], y: &mut [f32], width: usize, part: &LowRank, hidden: &mut Vec<f32>) {
     match_target! {
-        "x86_64+avx512f" => blocks::<true>(x, y, width, part, hidden),
-        "x86_64+avx2+fma" => blocks::<true>(x, y, width, part, hidden),
-        "aarch64+neon" => blocks::<true>(x, y, width, part, hidden),
-        _ => blocks::<false>(x, y, width, part, hidden),
+        "x86_64+avx512f" => blocks::<4, 2, true>(x, y, width, part, hidden),
+        "x86_64+avx2+fma" => blocks::<4, 1, true>(x, y, width, part, hidden),
+        "aarch64+neon" => blocks::<4, 1, true>(x, y, width, part, hidden),
+        _ => blocks::<4, 1, false>(x, y, width, part, hidden),
     }
 }
 
-/// In blocks of [`ROWS`]. With FUSED a multiplication and its addition are one instruction, rounded once.
+/// In blocks of `R` rows that share what is loaded of A and B, `T` tiles of outputs at a time: as many sums as registers
+/// hold, and enough of them that no multiplication waits for the one before. With FUSED a multiplication and its
+/// addition are one instruction, rounded once.
 #[inline(always)]
-fn blocks<const FUSED: bool>(x: &[f32], y: &mut [f32], width: usize, part: &LowRank, hidden: &mut Vec<f32>) {
-    hidden.resize(ROWS * part.rank.next_multiple_of(LANES), 0.0);
-    let whole = x.len() / part.inputs / ROWS * ROWS;
+fn blocks<const R: usize, const T: usize, const FUSED: bool>(
+    x: &[f32],
+    y: &mut [f32],
+    width: usize,
+    part: &LowRank,
+    hidden: &mut Vec<f32>,
+) {
+    hidden.resize(R * part.rank.next_multiple_of(LANES), 0.0);
+    let whole = x.len() / part.inputs / R * R;
     let (x_blocks, x_rest) = x.split_at(whole * part.inputs);
     let (y_blocks, y_rest) = y.split_at_mut(whole * width);
-    let blocks = x_blocks.chunks_exact(ROWS * part.inputs).zip(y_blocks.chunks_exact_mut(ROWS * width));
-    for (x, y) in blocks {
-        block::<ROWS, FUSED>(x, y, width, part, hidden);
+    for (x, y) in x_blocks.chunks_exact(R * part.inputs).zip(y_blocks.chunks_exact_mut(R * width)) {
+        block::<R, T, FUSED>(x, y, width, part, hidden);
     }
     for (x, y) in x_rest.chunks_exact(part.inputs).zip(y_rest.chunks_exact_mut(width)) {
-        block::<1, FUSED>(x, y, width, part, hidden);
+        block::<1, T, FUSED>(x, y, width, part, hidden);
     }
 }
 
 /// N rows.
 #[inline(always)]
-fn block<const N: usize, const FUSED: bool>(
+fn block<const N: usize, const T: usize, const FUSED: bool>(
     x: &[f32],
     y: &mut [f32],
     width: usize,
@@ -146,64 +151,76 @@ fn block<const N: usize, const FUSED: bool>(
 ) {
     let lanes = part.rank.next_multiple_of(LANES);
     for (a, first) in part.a.chunks_exact(part.inputs).zip((0..lanes).step_by(LANES)) {
-        let sums = multiply_add::<N, FUSED>([[0.0; LANES]; N], x, part.inputs, a);
+        let sums = multiply_add::<N, 1, FUSED>([[[0.0; LANES]; 1]; N], x, part.inputs, [a]);
         store(&sums, &mut hidden[first..], lanes);
     }
-    for (b, first) in part.b.chunks_exact(part.rank).zip(part.outputs.clone().step_by(LANES)) {
-        let outputs = LANES.min(part.outputs.end - first);
-        if outputs == LANES {
-            let sums = multiply_add::<N, FUSED>(load(&y[first..], width), hidden, lanes, b);
-            store(&sums, &mut y[first..], width);
-            continue;
+    let tile = |tile: usize| &part.b[tile * part.rank..][..part.rank];
+    let outputs = &mut y[part.outputs.start..];
+    // Sums stay in registers only where every length is known: the last outputs are padded.
+    let (full, padding) = (part.outputs.len() / LANES, part.outputs.len() % LANES);
+    let grouped = full / T * T;
+    for t in (0..grouped).step_by(T) {
+        let (b, y) = (std::array::from_fn(|i| tile(t + i)), &mut outputs[t * LANES..]);
+        let sums = multiply_add::<N, T, FUSED>(load(y, width), hidden, lanes, b);
+        store(&sums, y, width);
+    }
+    for t in grouped..full {
+        let y = &mut outputs[t * LANES..];
+        let sums = multiply_add::<N, 1, FUSED>(load(y, width), hidden, lanes, [tile(t)]);
+        store(&sums, y, width);
+    }
+    if padding > 0 {
+        let y = &mut outputs[full * LANES..];
+        let mut padded = [[[0.0; LANES]; 1]; N];
+        for (padded, y) in padded.iter_mut().zip(y.chunks(width)) {
+            padded[0][..padding].copy_from_slice(&y[..padding]);
         }
-        // The last outputs, padded: sums stay in registers only where every length is known.
-        let mut padded = [0.0; ROWS * LANES];
-        for (padded, y) in padded.chunks_exact_mut(LANES).zip(y.chunks_exact(width)) {
-            padded[..outputs].copy_from_slice(&y[first..][..outputs]);
-        }
-        let sums = multiply_add::<N, FUSED>(load(&padded, LANES), hidden, lanes, b);
-        store(&sums, &mut padded, LANES);
-        for (padded, y) in padded.chunks_exact(LANES).zip(y.chunks_exact_mut(width)) {
-            y[first..][..outputs].copy_from_slice(&padded[..outputs]);
+        let sums = multiply_add::<N, 1, FUSED>(padded, hidden, lanes, [tile(full)]);
+        for (sums, y) in sums.iter().zip(y.chunks_mut(width)) {
+            y[..padding].copy_from_slice(&sums[0][..padding]);
         }
     }
 }
 
-/// `sums` + x · w, of x `(N, stride)` as many columns as w `(columns, 16)` has.
+/// `sums` + x · w, of x `(N, stride)` as many columns as each of w `(columns, 16)` has.
 #[inline(always)]
-fn multiply_add<const N: usize, const FUSED: bool>(
-    mut sums: [Lanes; N],
+fn multiply_add<const N: usize, const T: usize, const FUSED: bool>(
+    mut sums: [[Lanes; T]; N],
     x: &[f32],
     stride: usize,
-    w: &[Lanes],
-) -> [Lanes; N] {
-    let x: [&[f32]; N] = std::array::from_fn(|n| &x[n * stride..][..w.len()]);
-    for (i, w) in w.iter().enumerate() {
+    w: [&[Lanes]; T],
+) -> [[Lanes; T]; N] {
+    let columns = w[0].len();
+    let w = w.map(|w| &w[..columns]);
+    let x: [&[f32]; N] = std::array::from_fn(|n| &x[n * stride..][..columns]);
+    for i in 0..columns {
         for (sums, x) in sums.iter_mut().zip(x) {
             let x = x[i];
-            for lane in 0..LANES {
-                sums[lane] = if FUSED { x.mul_add(w[lane], sums[lane]) } else { sums[lane] + x * w[lane] };
+            for (sums, w) in sums.iter_mut().zip(w) {
+                for (sum, w) in sums.iter_mut().zip(w[i]) {
+                    *sum = if FUSED { x.mul_add(w, *sum) } else { *sum + x * w };
+                }
             }
         }
     }
     sums
 }
 
-/// The first 16 values of N rows that are `stride` apart.
+/// The first T times 16 values of N rows that are `stride` apart.
 #[inline(always)]
-fn load<const N: usize>(from: &[f32], stride: usize) -> [Lanes; N] {
-    let mut out = [[0.0; LANES]; N];
+fn load<const N: usize, const T: usize>(from: &[f32], stride: usize) -> [[Lanes; T]; N] {
+    let mut out = [[[0.0; LANES]; T]; N];
     for (n, out) in out.iter_mut().enumerate() {
-        out.copy_from_slice(&from[n * stride..][..LANES]);
+        out.as_flattened_mut().copy_from_slice(&from[n * stride..][..T * LANES]);
     }
     out
 }
 
 /// What [`load`] reads, written.
 #[inline(always)]
-fn store<const N: usize>(sums: &[Lanes; N], to: &mut [f32], stride: usize) {
+fn store<const N: usize, const T: usize>(sums: &[[Lanes; T]; N], to: &mut [f32], stride: usize) {
     for (n, sums) in sums.iter().enumerate() {
-        to[n * stride..][..LANES].copy_from_slice(sums);
+        to[n * stride..][..T * LANES].copy_from_slice(sums.as_flattened());
     }
 }
 
