@@ -1,6 +1,7 @@
 //! Tests from outside the crate. One binary, so that linking happens once.
 #![cfg(test)]
 
+mod allocations;
 mod api;
 mod bench;
 mod browser;
@@ -18,3 +19,6 @@ mod properties;
 mod readme;
 mod server;
 mod shutdown;
+
+#[global_allocator]
+static ALLOCATOR: allocations::Counting = allocations::Counting;

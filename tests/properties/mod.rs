@@ -8,5 +8,5 @@ mod reference;
 mod savings;
 mod scheduling;
 mod serving;
-mod starter;
+pub(crate) mod starter;
 mod swaps;

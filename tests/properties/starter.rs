@@ -18,7 +18,7 @@ use lacuna::starter::{model, scenes, words};
 use super::exactness::{mix, quiet, result};
 
 /// An unguided one may be of any of these fidelities.
-pub(super) fn text(model: &Model, s: &mut Stream, fidelities: &[Fidelity]) -> Canvas {
+pub(crate) fn text(model: &Model, s: &mut Stream, fidelities: &[Fidelity]) -> Canvas {
     let problem = words::sample_mixed(s, words::Split::Train);
     let blocks = 1 + s.below(2);
     let max_tokens = 8 * blocks * (1 + s.below(2));
@@ -43,7 +43,7 @@ pub(super) fn text(model: &Model, s: &mut Stream, fidelities: &[Fidelity]) -> Ca
     Canvas::text(model.backbone.spec(), prefix, None, &params, s.below(100) as u64).unwrap()
 }
 
-pub(super) fn image(model: &Model, s: &mut Stream) -> Canvas {
+pub(crate) fn image(model: &Model, s: &mut Stream) -> Canvas {
     let example = scenes::sample_any(s, scenes::Split::Train);
     let params = ImageParams {
         steps: 2 + s.below(8),
