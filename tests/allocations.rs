@@ -16,7 +16,7 @@ use mimalloc::MiMalloc;
 use crate::properties::starter::{image, text};
 
 /// The server's allocator, counting.
-pub struct Counting;
+pub(crate) struct Counting;
 
 static ALLOCATIONS: AtomicU64 = AtomicU64::new(0);
 static BYTES: AtomicU64 = AtomicU64::new(0);
