@@ -59,7 +59,7 @@ unsafe impl GlobalAlloc for Counting {
     }
 }
 
-/// Allocations and bytes of the second step of `n` canvases like this one; `None` if the first ends it.
+/// Allocations and bytes of the second step of `n` canvases like this one; `None` if they end before.
 fn warm_step(model: &Model, canvas: &Canvas, n: usize) -> Option<(u64, u64)> {
     let mark = |_| COUNTED.set(true);
     let pool = rayon::ThreadPoolBuilder::new().num_threads(2).start_handler(mark).build().unwrap();
