@@ -120,6 +120,8 @@ fn practice_reports_every_update_and_writes_an_adapter() {
             sampling,
             "--judge-at",
             r#"{"steps":4}"#,
+            "--reward",
+            "1,1,0.5",
             "--set",
             "training.lora.rank=2",
             "--save",
@@ -136,9 +138,14 @@ fn practice_reports_every_update_and_writes_an_adapter() {
     assert!(steps.sum::<u64>() > 0, "{report}");
     let judged = report["judged"].as_array().unwrap();
     assert_eq!((judged.len(), &judged[1]["settings"]["steps"], &judged[1]["n"]), (2, &4.into(), &4.into()));
+    assert_eq!(report["reward"], serde_json::json!([1.0, 1.0, 0.5]));
     assert!(out.join("adapter_model.safetensors").is_file() && out.join("adapter_config.json").is_file());
     let message = complaint(&["train", "--task", "taste", "--sampling", "[1]"], &[]);
     assert!(message.contains("a JSON object"), "{message}");
+    for reward in ["1", "1,2", "1,2,x", "1,2,inf", "1,2,3,4"] {
+        let message = complaint(&["train", "--task", "taste", "--reward", reward], &[]);
+        assert!(message.contains("three numbers"), "{reward}: {message}");
+    }
     assert!(complaint(&["train"], &[]).contains("--from-log"));
 }
 

@@ -44,8 +44,8 @@ pub struct TrainArgs {
     #[arg(long, value_name = "JSON", value_parser = object)]
     pub judge_at: Vec<Value>,
     /// With --task: weights of what is wanted, what is right, and of partial credit [default: the demo's]
-    #[arg(long, value_name = "W,W,W", value_delimiter = ',', num_args = 3)]
-    pub reward: Option<Vec<f64>>,
+    #[arg(long, value_name = "W,W,W", value_parser = weights)]
+    pub reward: Option<[f64; 3]>,
     /// With --task: share by which the learning rate has fallen at the last update
     #[arg(long, default_value_t = 0.9, value_name = "SHARE")]
     pub decay: f64,
@@ -92,6 +92,13 @@ pub fn run(args: &TrainArgs, matches: &ArgMatches) -> anyhow::Result<ExitCode> {
         None => runtime.block_on(from_log(&resolved.config, args.json))?,
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Three finite numbers, with commas between them.
+fn weights(text: &str) -> Result<[f64; 3], String> {
+    let numbers: Option<Vec<f64>> = text.split(',').map(|part| part.trim().parse().ok()).collect();
+    let numbers = numbers.filter(|numbers| numbers.iter().all(|number| number.is_finite()));
+    numbers.and_then(|numbers| numbers.try_into().ok()).ok_or_else(|| "three numbers, such as 1,1,0.3".to_owned())
 }
 
 /// One run on the log. A server that holds the lease of the same log is in the way, and says so.

@@ -33,7 +33,7 @@ struct Report {
     seed: u64,
     training: TrainingConfig,
     sampling: Value,
-    reward: Vec<f64>,
+    reward: [f64; 3],
     updates: Vec<Update>,
     /// At the served settings, and at those of `--judge-at`.
     judged: Vec<Judgement>,
@@ -68,8 +68,8 @@ pub async fn run(task: Task, args: &TrainArgs, config: &Config) -> anyhow::Resul
     if let Some(sampling) = &args.sampling {
         practice.sampling = sampling.clone();
     }
-    if let Some(reward) = &args.reward {
-        practice.reward.clone_from(reward);
+    if let Some(reward) = args.reward {
+        practice.reward = reward;
     }
     let report = Course { args, practice, host }.go().await?;
     if args.json {
@@ -130,7 +130,7 @@ impl Course<'_> {
             seed: self.args.seed,
             training: practice.config.clone(),
             sampling: practice.sampling.clone(),
-            reward: practice.reward.clone(),
+            reward: practice.reward,
             updates,
             judged,
             sampling_s: sampling.as_secs_f64(),

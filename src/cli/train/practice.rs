@@ -43,7 +43,7 @@ pub struct Practice {
     /// Fields of their requests.
     pub sampling: Value,
     /// Weights of what is wanted, what is right, and of partial credit.
-    pub reward: Vec<f64>,
+    pub reward: [f64; 3],
     seed: u64,
     device: Device,
     codec: Codec,
@@ -89,7 +89,7 @@ impl Practice {
     #[must_use]
     pub fn new(task: Task, host: &Host, config: TrainingConfig, seed: u64) -> Self {
         let (engine, device) = (host.engine.clone(), host.device_handle.clone());
-        let (sampling, reward) = (task.asked(), task.weights().to_vec());
+        let (sampling, reward) = (task.asked(), task.weights());
         Self { task, config, engine, prompts: 24, completions: 8, sampling, reward, seed, device, codec: Codec::new() }
     }
 

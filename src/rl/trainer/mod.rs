@@ -36,6 +36,7 @@ use crate::store::Store;
 use crate::telemetry::metrics as names;
 pub use config::{EstimatorKind, Promotion, TrainingConfig};
 pub use duty::Duty;
+use measure::Past;
 use run::Run;
 pub use run::learning_threads;
 use status::{LaneStatus, LastRun, Phase, RunProgress, TrainerStatus};
@@ -82,6 +83,8 @@ pub(super) struct Shared {
     promoted: Mutex<Option<Instant>>,
     /// What the gates so far had held out, the oldest first.
     held_out: Mutex<Vec<Judged>>,
+    /// What the last gate's versions made.
+    past: Past,
 }
 
 impl Shared {
@@ -97,6 +100,7 @@ impl Shared {
             baselines: tokio::sync::Mutex::new(Baselines::new(BASELINE_DECAY)),
             promoted: Mutex::new(None),
             held_out: Mutex::default(),
+            past: Past::default(),
         }
     }
 

@@ -228,7 +228,7 @@ impl Run<'_> {
         data: &Data,
     ) -> Result<Verdict, RlError> {
         let parts = self.parts;
-        let bench = Bench(parts);
+        let bench = Bench { parts, past: &self.shared.past };
         let trials = bench.trials(candidate, current).await?;
         let (workshop, config, judged) =
             (parts.workshop(self.shared)?, parts.config.clone(), self.shared.held_out(&data.held_out));

@@ -38,11 +38,12 @@ pub(super) fn head(plan: &AttentionPlan, span: &AttentionSpan, kv: &[f32], head:
 pub(super) fn attend(plan: &AttentionPlan, heads: &[Head], rows: Range<usize>, q: &[f32], out: &mut [f32]) {
     let (n, d, d_pad) = (rows.len(), plan.head_dim, padded(plan.head_dim));
     let keys_pad = padded(heads.first().map_or(0, |h| h.keys));
+    let mut queries = vec![0.0; n * d_pad];
     let mut scores = vec![0.0; n * keys_pad];
     let mut mixed = vec![0.0; n * d_pad];
     for head in 0..plan.n_heads {
         let kv = &heads[head / (plan.n_heads / plan.n_kv_heads)];
-        let queries = rotated_queries(plan, rows.clone(), q, head);
+        rotated_queries(plan, rows.clone(), q, head, &mut queries);
         product(Left::Rows(&queries, d_pad), n, d, &kv.keys_t, keys_pad, &mut scores);
         for (row, query) in scores.chunks_exact_mut(keys_pad).zip(rows.clone()) {
             weights(row, plan.visible(query, kv.keys));
@@ -64,13 +65,14 @@ pub(super) fn backward(
 ) {
     let (n, keys, d) = (span.queries.len(), span.keys.len(), plan.head_dim);
     let (d_pad, keys_pad) = (padded(d), padded(keys));
+    let mut queries = vec![0.0; n * d_pad];
     let mut scores = vec![0.0; n * keys_pad];
     let mut d_scores = vec![0.0; n * keys_pad];
     let mut d_queries = vec![0.0; n * d_pad];
     let mut d_rows = vec![0.0; keys * d_pad];
     for head in 0..plan.n_heads {
         let kv_head = head / (plan.n_heads / plan.n_kv_heads);
-        let queries = rotated_queries(plan, span.queries.clone(), q, head);
+        rotated_queries(plan, span.queries.clone(), q, head, &mut queries);
         let k = rotated_keys(plan, span, kv, kv_head);
         let v = gather(kv, plan.kv_width(), span.keys.clone(), value_column(plan, kv_head), d);
         let g = gather(grad, plan.q_width(), span.queries.clone(), head * d, d);
@@ -113,10 +115,10 @@ fn value_column(plan: &AttentionPlan, kv_head: usize) -> usize {
     (plan.n_kv_heads + kv_head) * plan.head_dim
 }
 
-/// Scaled, rotated queries of one head `(rows, head_dim padded)`.
-fn rotated_queries(plan: &AttentionPlan, rows: Range<usize>, q: &[f32], head: usize) -> Vec<f32> {
+/// Scaled, rotated queries of one head to `out` `(rows, head_dim padded)`, whose padding is zeros.
+fn rotated_queries(plan: &AttentionPlan, rows: Range<usize>, q: &[f32], head: usize, out: &mut [f32]) {
     let d = plan.head_dim;
-    let mut out = gather(q, plan.q_width(), rows.clone(), head * d, d);
+    gather_into(out, q, plan.q_width(), rows.clone(), head * d, d);
     for (row, at) in out.chunks_exact_mut(padded(d)).zip(rows) {
         let (cos, sin) = plan.rope.at(plan.positions[at] as usize);
         rotate(row, cos, sin);
@@ -124,7 +126,6 @@ fn rotated_queries(plan: &AttentionPlan, rows: Range<usize>, q: &[f32], head: us
             *x *= plan.scale();
         }
     }
-    out
 }
 
 /// Rotated keys of one head `(keys, head_dim padded)`.
@@ -160,10 +161,15 @@ fn unrotate(plan: &AttentionPlan, rows: &mut [f32], width: usize, position: impl
 /// Columns `column..column + d` of some rows, padded.
 fn gather(x: &[f32], width: usize, rows: Range<usize>, column: usize, d: usize) -> Vec<f32> {
     let mut out = vec![0.0; rows.len() * padded(d)];
+    gather_into(&mut out, x, width, rows, column, d);
+    out
+}
+
+/// The same into `out`; its padding stays as it is.
+fn gather_into(out: &mut [f32], x: &[f32], width: usize, rows: Range<usize>, column: usize, d: usize) {
     for (out, at) in out.chunks_exact_mut(padded(d)).zip(rows) {
         out[..d].copy_from_slice(&x[at * width + column..][..d]);
     }
-    out
 }
 
 fn scatter(rows: &[f32], row_width: usize, out: &mut [f32], width: usize, column: usize, d: usize) {
