@@ -6,7 +6,7 @@ use image::{Rgb, RgbImage};
 use serde::Serialize;
 
 use crate::cli::plot::Sheet;
-use crate::engine::job::{Fidelity, ImageParams, TextParams, TextSampler};
+use crate::engine::job::{Fidelity, ImageParams, ImageSampler, TextParams, TextSampler};
 use crate::models::Model;
 use crate::rl::gate::{Interval, bootstrap};
 use crate::starter::eval::{EvalError, Marks, Options, Share, scenes_marks, words_marks};
@@ -21,7 +21,7 @@ const THRESHOLD_WITH_CACHE: f64 = 0.9;
 const IMAGE_STEPS: [usize; 4] = [64, 32, 16, 8];
 const GUIDANCE: [f64; 3] = [1.0, 0.0, 2.0];
 /// One colour for each family of settings.
-const COLOURS: [Rgb<u8>; 9] = [
+const COLOURS: [Rgb<u8>; 10] = [
     Rgb([31, 98, 204]),
     Rgb([200, 130, 40]),
     Rgb([40, 150, 90]),
@@ -31,6 +31,7 @@ const COLOURS: [Rgb<u8>; 9] = [
     Rgb([20, 140, 160]),
     Rgb([120, 90, 40]),
     Rgb([230, 110, 170]),
+    Rgb([150, 150, 30]),
 ];
 
 /// A way to sample: its family, which the plot joins by a line, and the setting within it.
@@ -136,15 +137,20 @@ fn texts(options: &Options) -> Vec<Setting> {
 
 /// Ways to draw, the served one first.
 fn images(options: &Options) -> Vec<Setting> {
-    let mut settings = Vec::new();
-    for guidance_scale in GUIDANCE {
-        for steps in IMAGE_STEPS {
-            let image = ImageParams { steps, guidance_scale, ..options.image.clone() };
-            let (family, value) = (format!("guidance {guidance_scale}"), format!("{steps} steps"));
-            settings.push(Setting { task: "scenes", family, value, options: Options { image, ..options.clone() } });
-        }
-    }
-    settings
+    let setting = |family: &str, image: ImageParams| Setting {
+        task: "scenes",
+        family: family.to_owned(),
+        value: format!("{} steps", image.steps),
+        options: Options { image, ..options.clone() },
+    };
+    let served = || options.image.clone();
+    let guided = GUIDANCE.into_iter().flat_map(|guidance_scale| {
+        let family = format!("guidance {guidance_scale}");
+        IMAGE_STEPS.map(|steps| setting(&family, ImageParams { steps, guidance_scale, ..served() }))
+    });
+    let emerge =
+        IMAGE_STEPS.map(|steps| setting("emerge", ImageParams { steps, sampler: ImageSampler::Emerge, ..served() }));
+    guided.chain(emerge).collect()
 }
 
 impl Point {
@@ -228,6 +234,8 @@ impl Sweep {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
     use crate::api::defaults::Defaults;
 
@@ -262,6 +270,9 @@ mod tests {
         assert!(settings.iter().all(|setting| setting.options.text.steps.is_multiple_of(blocks)));
         let served = &images(&options)[0].options.image;
         assert_eq!(served, &options.image, "the served image is the reference");
+        let families: BTreeSet<String> =
+            settings.into_iter().chain(images(&options)).map(|setting| setting.family).collect();
+        assert!(families.len() <= COLOURS.len(), "a colour for each of {families:?}");
     }
 
     #[test]
