@@ -118,6 +118,14 @@ async fn run_after(http: &reqwest::Client, url: &str, before: &Value) -> Value {
     .await
 }
 
+/// Pictures completed, whoever asked.
+async fn drawn(http: &reqwest::Client, url: &str) -> u64 {
+    let metrics = http.get(format!("{url}/metrics")).send().await.unwrap().text().await.unwrap();
+    let count =
+        |line: &str| Some(line.strip_prefix("lacuna_completions_total{kind=\"image\"}")?.trim().parse().unwrap());
+    metrics.lines().find_map(count).unwrap()
+}
+
 async fn served_by(http: &reqwest::Client, url: &str) -> String {
     let body = json!({"prompt": "what is 2 + 2 ?", "max_tokens": 8});
     let (status, reply) = post(http, &format!("{url}/generate/text"), &body).await.unwrap();
@@ -168,6 +176,13 @@ async fn a_candidate_that_gains_nothing_is_refused_and_never_served() {
     assert_eq!(run["status"], "rejected", "{run}");
     let failed = run["metrics"]["gate"]["checks"].as_array().unwrap().iter().filter(|c| c["passed"] == false);
     assert!(failed.count() > 0, "{run}");
+    assert_eq!(served_by(&http, &url).await, "base@0");
+    // Both versions drew for the first gate, and only the candidate for a second one with the same prompts.
+    let first = drawn(&http, &url).await - 2 * 26;
+    rate(&http, &url, 26, 0).await;
+    let run = run_after(&http, &url, &run["id"]).await;
+    assert_eq!(run["status"], "rejected", "{run}");
+    assert_eq!((drawn(&http, &url).await - 4 * 26 - first) * 2, first, "{run}");
     assert_eq!(served_by(&http, &url).await, "base@0");
     let (_, adapters) = get(&http, &format!("{url}/adapters")).await.unwrap();
     assert!(adapters.to_string().contains("rejected"), "{adapters}");

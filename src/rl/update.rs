@@ -143,6 +143,24 @@ impl Workshop {
         self.pace.took(rest);
         out
     }
+
+    /// The log-probabilities of a step's scored positions under `adapter` (`None`: the base), at most `rows` at once; on
+    /// the threads of learning, when it is its turn. What has begun is finished even if the run is told to stop.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub(super) fn logprobs(
+        &self,
+        adapter: Option<&Arc<Lora>>,
+        step: &Step<'_>,
+        rows: usize,
+    ) -> Result<Vec<f64>, RlError> {
+        let views = step.views();
+        self.pool.install(|| {
+            self.pace.turn();
+            Ok(step.gather(&self.paced(|| logprobs(&*self.model, adapter, &views, rows))?))
+        })
+    }
 }
 
 /// Makes one update of `policy` with rate `lr`. `reference` is what the penalty pulls towards (`None`: the base).
@@ -218,9 +236,7 @@ fn weights(
         let part: Vec<Sample> = same.iter().map(|&i| samples[i].clone()).collect();
         let masks = same.iter().map(|&i| config.estimator.masks(&samples[i], config.seed, config.inner, 0)).collect();
         let part = Step::new(&part, masks);
-        let score = |adapter: Option<&Arc<Lora>>| -> Result<Vec<f64>, RlError> {
-            Ok(part.gather(&logprobs(&*workshop.model, adapter, &part.views(), config.micro_rows)?))
-        };
+        let score = |adapter| workshop.logprobs(adapter, &part, config.micro_rows);
         let behaviour = same.first().and_then(|&i| batch[i].behaviour.as_ref());
         let (prox, behaviour) = (score(Some(policy))?, score(behaviour)?);
         for (&i, range) in same.iter().zip(part.segments()) {

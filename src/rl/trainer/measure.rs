@@ -10,13 +10,13 @@ use super::config::TrainingConfig;
 use super::data::{AT_ONCE, fresh_input, group_input};
 use crate::adapters::VersionId;
 use crate::diffusion::rng::mix64;
-use crate::engine::job::Priority;
+use crate::engine::job::{Finished, Priority};
 use crate::models::lora::Lora;
 use crate::rl::RlError;
 use crate::rl::estimator::Step;
 use crate::rl::gate::Trial;
 use crate::rl::lanes::held_out;
-use crate::rl::logprob::{Sample, logprobs};
+use crate::rl::logprob::Sample;
 use crate::rl::reward::GroupInput;
 use crate::rl::rollout::Asked;
 use crate::rl::update::{Judged, Workshop};
@@ -27,21 +27,11 @@ const ROWS: usize = 1024;
 /// Completions scored at once: a moment beside people who wait.
 const SCORED: usize = 8;
 
-/// Completions of a held-out prompt by one version.
-#[derive(Clone)]
-struct Made {
-    input: GroupInput,
-    /// How many of them are distinct.
-    distinct: usize,
-}
-
-/// What they were made of. The same of this makes the same again.
+/// What completions were made of. The same of this makes the same again.
 #[derive(PartialEq)]
 struct Recipe {
     version: VersionId,
     asked: Asked,
-    /// What the log says of the prompt, which hooks may look at.
-    metadata: serde_json::Value,
     n: u32,
     seed: u64,
 }
@@ -49,15 +39,15 @@ struct Recipe {
 /// What versions made at the last gate: a candidate that went into service is the current version of the next one, and a
 /// current version often stays it.
 #[derive(Default)]
-pub(super) struct Past(Mutex<Vec<(Recipe, Made)>>);
+pub(super) struct Past(Mutex<Vec<(Recipe, Arc<[Finished]>)>>);
 
 impl Past {
-    fn find(&self, recipe: &Recipe) -> Option<Made> {
+    fn find(&self, recipe: &Recipe) -> Option<Arc<[Finished]>> {
         let past = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        past.iter().find(|(known, _)| known == recipe).map(|(_, made)| made.clone())
+        past.iter().find(|(known, _)| known == recipe).map(|(_, made)| Arc::clone(made))
     }
 
-    fn keep(&self, recipe: Recipe, made: Made) {
+    fn keep(&self, recipe: Recipe, made: Arc<[Finished]>) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).push((recipe, made));
     }
 
@@ -114,36 +104,36 @@ impl Bench<'_> {
         let Ok(asked) = Asked::of(&row) else { return Ok(None) };
         // The prompt's own, wherever it comes among the others.
         let seed = row.prompt_ids.iter().fold(self.parts.config.seed ^ 0x6A7E, |seed, &id| mix64(seed ^ u64::from(id)));
-        let recipe = |version: &VersionId| Recipe {
-            version: version.clone(),
-            asked: asked.clone(),
-            metadata: row.metadata.clone(),
-            n,
-            seed,
+        let recipe = |version: &VersionId| Recipe { version: version.clone(), asked: asked.clone(), n, seed };
+        let (new, old) = tokio::try_join!(self.make(recipe(candidate)), self.make(recipe(current)))?;
+        let distinct = |made: &[Finished]| made.iter().map(|one| &one.tokens).collect::<HashSet<_>>().len();
+        let distinct = (distinct(&new), distinct(&old));
+        let model = self.parts.engine.model();
+        let input = |made: &[Finished], version| {
+            let mut input = group_input(uuid::Uuid::now_v7(), &row.prompt, row.kind);
+            input.samples =
+                made.iter().map(|one| fresh_input(model, &asked.task, one, version, &row.metadata)).collect();
+            input
         };
-        let (new, old) = tokio::try_join!(self.make(&row, recipe(candidate)), self.make(&row, recipe(current)))?;
-        let reward = match (self.rewards(&new.input).await, self.rewards(&old.input).await) {
+        let (new, old) = (input(&new, candidate), input(&old, current));
+        let reward = match (self.rewards(&new).await, self.rewards(&old).await) {
             (Some(new), Some(old)) => Some((new, old)),
             _ => None,
         };
-        let guards = self.guard_scores(&new.input).await.into_iter().zip(self.guard_scores(&old.input).await);
+        let guards = self.guard_scores(&new).await.into_iter().zip(self.guard_scores(&old).await);
         let guards = guards.map(|(new, old)| Some((new?, old?))).collect();
-        Ok(Some(Trial { reward, guards, distinct: (new.distinct, old.distinct) }))
+        Ok(Some(Trial { reward, guards, distinct }))
     }
 
-    /// What a recipe makes of the prompt of `row`.
-    async fn make(&self, row: &CompletionRow, recipe: Recipe) -> Result<Made, RlError> {
+    /// What a recipe makes: what it made at the last gate, or new completions.
+    async fn make(&self, recipe: Recipe) -> Result<Arc<[Finished]>, RlError> {
         if let Some(made) = self.past.find(&recipe) {
             return Ok(made);
         }
-        let Recipe { version, asked, metadata, n, seed } = &recipe;
-        let finished = asked.complete(&self.parts.engine, version, *n, *seed, Priority::Rollout).await?;
-        let distinct: HashSet<&[u32]> = finished.iter().map(|one| one.tokens.as_slice()).collect();
-        let mut input = group_input(uuid::Uuid::now_v7(), &row.prompt, row.kind);
-        let model = self.parts.engine.model();
-        input.samples = finished.iter().map(|one| fresh_input(model, &asked.task, one, version, metadata)).collect();
-        let made = Made { input, distinct: distinct.len() };
-        self.past.keep(recipe, made.clone());
+        let Recipe { version, asked, n, seed } = &recipe;
+        let made = asked.complete(&self.parts.engine, version, *n, *seed, Priority::Rollout).await?;
+        let made: Arc<[Finished]> = made.into();
+        self.past.keep(recipe, Arc::clone(&made));
         Ok(made)
     }
 
@@ -193,13 +183,7 @@ pub(super) fn agreement(
         let samples: Vec<Sample> = judged.iter().map(|one| one.sample.clone()).collect();
         let image = samples.first().is_some_and(|sample| Some(sample.vocab.start) == codes);
         let step = Step::draw(&config.estimator(image), &samples, config.seed ^ 0xA97E, 1, 0)?;
-        let views = step.views();
-        let score = |adapter| -> Result<Vec<f64>, RlError> {
-            // A verdict in progress is reached even when the run is told to stop.
-            workshop.pace.turn();
-            let scores = || workshop.paced(|| logprobs(&*workshop.model, adapter, &views, ROWS));
-            Ok(step.gather(&workshop.pool.install(scores)?))
-        };
+        let score = |adapter| workshop.logprobs(adapter, &step, ROWS);
         let (new, old) = (score(Some(candidate))?, score(current)?);
         for (one, range) in judged.iter().zip(step.segments()) {
             let n = range.len().max(1) as f64;
@@ -215,12 +199,9 @@ pub(super) fn agreement(
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
     use crate::diffusion::params::{ImageSampler, Schedule};
     use crate::engine::job::{ImageParams, Prompt, Task};
-    use crate::store::Kind;
 
     fn recipe(version: &str, prompt: &str, seed: u64) -> Recipe {
         let task = Task::Image(ImageParams {
@@ -235,25 +216,20 @@ mod tests {
             preview_every: 0,
         });
         let asked = Asked { prompt: Prompt::Text(prompt.to_owned()), negative: None, task };
-        Recipe { version: version.parse().unwrap(), asked, metadata: serde_json::Value::Null, n: 2, seed }
+        Recipe { version: version.parse().unwrap(), asked, n: 2, seed }
     }
 
     #[test]
     fn what_the_current_version_made_is_found_again_and_nothing_else() {
         let past = Past::default();
-        let made = |distinct| Made { input: group_input(uuid::Uuid::nil(), &None, Kind::Text), distinct };
-        past.keep(recipe("main@1", "a", 1), made(1));
-        past.keep(recipe("main@2", "a", 1), made(2));
-        let found = |recipe: &Recipe| past.find(recipe).map(|made| made.distinct);
-        assert_eq!([found(&recipe("main@1", "a", 1)), found(&recipe("main@2", "a", 1))], [Some(1), Some(2)]);
-        let others = [
-            recipe("main@2", "b", 1),
-            recipe("main@2", "a", 2),
-            Recipe { n: 3, ..recipe("main@2", "a", 1) },
-            Recipe { metadata: json!({ "answer": 4 }), ..recipe("main@2", "a", 1) },
-        ];
-        assert!(others.iter().all(|other| found(other).is_none()));
+        let [one, two]: [Arc<[Finished]>; 2] = [Arc::new([]), Arc::new([])];
+        past.keep(recipe("main@1", "a", 1), Arc::clone(&one));
+        past.keep(recipe("main@2", "a", 1), Arc::clone(&two));
+        let is = |recipe: Recipe, made: &Arc<_>| past.find(&recipe).is_some_and(|found| Arc::ptr_eq(&found, made));
+        assert!(is(recipe("main@1", "a", 1), &one) && is(recipe("main@2", "a", 1), &two));
+        let others = [recipe("main@2", "b", 1), recipe("main@2", "a", 2), Recipe { n: 3, ..recipe("main@2", "a", 1) }];
+        assert!(others.iter().all(|other| past.find(other).is_none()));
         past.keep_only(&"main@2".parse().unwrap());
-        assert_eq!([found(&recipe("main@1", "a", 1)), found(&recipe("main@2", "a", 1))], [None, Some(2)]);
+        assert!(past.find(&recipe("main@1", "a", 1)).is_none() && is(recipe("main@2", "a", 1), &two));
     }
 }
