@@ -42,9 +42,14 @@ pub(super) fn row<'a>(x: &[f32], lines: impl Iterator<Item = &'a mut Line>) -> f
                 &full
             }
         };
-        let byte = |i: usize| (round(x[i] * inverse) + SHIFT).cast_unsigned() & 0xFF;
-        let word = |t: usize| byte(4 * t) | byte(4 * t + 1) << 8 | byte(4 * t + 2) << 16 | byte(4 * t + 3) << 24;
-        line.0 = std::array::from_fn(word);
+        // All bytes first, in their order: a compiler makes a few narrowing instructions of that.
+        let mut bytes = [0; VALUES];
+        for (byte, x) in bytes.iter_mut().zip(x) {
+            *byte = ((round(x * inverse) + SHIFT) & 0xFF) as u8;
+        }
+        for (word, bytes) in line.0.iter_mut().zip(bytes.as_chunks().0) {
+            *word = u32::from_le_bytes(*bytes);
+        }
     }
     scale
 }

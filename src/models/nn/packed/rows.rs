@@ -97,8 +97,14 @@ pub(super) fn pack(to: &mut Target<'_>, x: &[f32], format: Format) {
         Format::Bf16 => {
             let (full, tail) = x.as_chunks::<{ 2 * LANES }>();
             for (line, x) in to.lines.chunks_exact_mut(ROWS).zip(full) {
-                let word = |t: usize| bf16(x[2 * t]) | bf16(x[2 * t + 1]) << 16;
-                line[to.row] = Line(std::array::from_fn(word));
+                // All halves first, in their order: a compiler makes a few narrowing instructions of that.
+                let mut halves = [0; 2 * LANES];
+                for (half, &x) in halves.iter_mut().zip(x) {
+                    *half = (bf16(x) & 0xFFFF) as u16;
+                }
+                for (word, [first, second]) in line[to.row].0.iter_mut().zip(halves.as_chunks().0) {
+                    *word = u32::from(*first) | u32::from(*second) << 16;
+                }
             }
             last(to, full.len(), tail, format);
         }

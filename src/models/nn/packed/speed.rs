@@ -62,6 +62,12 @@ fn table() {
     println!("{} threads, {:?}", rayon::current_num_threads(), FORMATS.map(Kernel::best));
     println!("GFLOP/s             candle f32  packed f32        bf16        int8   unpack f32, ns a value");
     println!("in cache                        {:10.0}  {:10.0}  {:10.0}", peaks[0], peaks[1], peaks[2]);
+    for (m, k) in [(128, 768), (128, 2048), (1024, 192)] {
+        let x = vec![0.5; m * k];
+        let pack = |format| best(|| drop(std::hint::black_box(Rows::pack(&x, k, Kernel::best(format)))));
+        let packs = FORMATS.map(|format| format!("{:10.3}", pack(format) * 1e9 / (m * k) as f64));
+        println!("{:30}  {}", format!("rows {m}×{k}, ns a value"), packs.join("  "));
+    }
     for (n, k) in SHAPES {
         let weight = Tensor::randn(0f32, 1.0, (n, k), &Device::Cpu).unwrap();
         let layer = |format| Linear::new(&weight, None, Products { precision: Precision::Exact, format }).unwrap();
