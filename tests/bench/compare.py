@@ -1,11 +1,12 @@
-"""The server against the plain PyTorch loop on the same prompts: both sides in turn, three times; medians and ratios.
+"""The server against the plain PyTorch loop on the same prompts: all sides in turn, three times; medians and ratios.
 
-    compare.py LACUNA MODELS [--rounds 3] [--only NAME] [--threads N] [--dtype f32|bf16] [--softmax f64|model]
-               [--json FILE] [-- flags of `lacuna serve`]
+    compare.py LACUNA MODELS [--rounds 3] [--only NAME] [--threads N] [--weights f32,bf16,int8] [--dtype f32,bf16]
+               [--softmax f64|model] [--json FILE] [-- flags of `lacuna serve`]
 
-The loop runs one prompt after another, as its authors do; the server gets them from so many clients, over HTTP. What is
-compared is completions a second. Tokens must be the same ones (up to the end of the text, where the server stops early)
-when both compute in f32; if any differ, the exit status is 1.
+The loop runs one prompt after another, as its authors do, in each of the types of --dtype; the server gets the prompts
+from so many clients, over HTTP, with each of --weights. What is compared is completions a second. Tokens must be the same
+ones (up to the end of the text, where the server stops early) when both compute in f32; if any differ, the exit status is
+1.
 """
 
 import argparse
@@ -74,9 +75,10 @@ def scenarios():
 
 
 class Server:
-    def __init__(self, lacuna, model, threads, flags):
+    def __init__(self, lacuna, model, weights, threads, flags):
         self.data = tempfile.TemporaryDirectory()
-        command = [lacuna, "serve", "--port", "0", "--data-dir", self.data.name, "--model", model, *flags]
+        command = [lacuna, "serve", "--port", "0", "--data-dir", self.data.name, "--model", model]
+        command += ["--weights", weights, "--log", "warn", *flags]
         command += ["--threads", str(threads)] if threads else []
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         for line in self.process.stdout:
@@ -122,11 +124,11 @@ class Server:
         self.data.cleanup()
 
 
-def loop(args, folder, prompts):
+def loop(args, folder, dtype, prompts):
     with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
         json.dump(prompts, file)
         file.flush()
-        command = [sys.executable, HERE / "loop.py", folder, file.name, "--dtype", args.dtype]
+        command = [sys.executable, HERE / "loop.py", folder, file.name, "--dtype", dtype]
         command += ["--softmax", args.softmax, *(["--threads", str(args.threads)] if args.threads else [])]
         return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
 
@@ -146,25 +148,53 @@ def same(answers, completions, ends):
 
 
 def compare(args, name, model, clients, requests):
+    """One result for every pair of the server's weights and the loop's type."""
     folder = args.models / model
     facts = json.loads((folder / "config.json").read_text())
-    server = Server(args.lacuna, "starter" if model == "starter" else str(folder), args.threads, args.flags)
+    served = "starter" if model == "starter" else str(folder)
+    servers, loops = {}, {dtype: [] for dtype in args.dtype}
     try:
-        prompts, rounds = server.prompts(requests, facts), []
-        server.run(requests[:1], 1)
+        for weights in args.weights:
+            servers[weights] = Server(args.lacuna, served, weights, args.threads, args.flags)
+        prompts = servers[args.weights[0]].prompts(requests, facts)
+        runs = {weights: [] for weights in servers}
+        for server in servers.values():
+            server.run(requests[:1], 1)
         for _ in range(args.rounds):
-            reference = loop(args, folder, prompts)
-            seconds, answers = server.run(requests, clients)
-            rounds.append({"lacuna_s": seconds, "torch_s": reference["seconds"],
-                           "same": same(answers, reference["completions"], server.ends)})
+            for dtype, rounds in loops.items():
+                rounds.append(loop(args, folder, dtype, prompts))
+            for weights, server in servers.items():
+                runs[weights].append(server.run(requests, clients))
+        ends = next(iter(servers.values())).ends
     finally:
-        server.stop()
+        for server in servers.values():
+            server.stop()
+    return [result(name, clients, weights, dtype, runs[weights], loops[dtype], ends)
+            for weights in args.weights for dtype in args.dtype]
+
+
+def result(name, clients, weights, dtype, runs, loops, ends):
+    rounds = [{"lacuna_s": seconds, "torch_s": reference["seconds"],
+               "same": same(answers, reference["completions"], ends)}
+              for (seconds, answers), reference in zip(runs, loops)]
+    n = len(runs[0][1])
     median = lambda key: statistics.median(one[key] for one in rounds)
     ratios = [one["torch_s"] / one["lacuna_s"] for one in rounds]
-    return {"name": name, "clients": clients, "completions": len(requests), "dtype": args.dtype,
-            "torch": reference["torch"], "threads": reference["threads"], "rounds": rounds,
-            "lacuna_per_s": len(requests) / median("lacuna_s"), "torch_per_s": len(requests) / median("torch_s"),
+    return {"name": name, "clients": clients, "completions": n, "weights": weights, "dtype": dtype,
+            "torch": loops[0]["torch"], "threads": loops[0]["threads"], "rounds": rounds,
+            "lacuna_per_s": n / median("lacuna_s"), "torch_per_s": n / median("torch_s"),
             "ratio": statistics.median(ratios), "ratios": ratios, "same": min(one["same"] for one in rounds)}
+
+
+def several(*known):
+    """A list with commas of some of `known`."""
+
+    def parse(text):
+        if unknown := set(text.split(",")) - set(known):
+            raise argparse.ArgumentTypeError(f"{', '.join(sorted(unknown))}: not among {', '.join(known)}")
+        return text.split(",")
+
+    return parse
 
 
 def main():
@@ -174,7 +204,8 @@ def main():
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", help="scenarios whose name begins so")
     parser.add_argument("--threads", type=int)
-    parser.add_argument("--dtype", choices=["f32", "bf16"], default="f32")
+    parser.add_argument("--weights", type=several("f32", "bf16", "int8"), default=["f32"], help="the server's")
+    parser.add_argument("--dtype", type=several("f32", "bf16"), default=["f32"], help="the loop's")
     parser.add_argument("--softmax", choices=["f64", "model"], default="f64")
     parser.add_argument("--json", type=Path)
     # What follows -- is the server's: argparse would not take it after options.
@@ -183,19 +214,22 @@ def main():
     args = parser.parse_args(ours[:at])
     args.flags = ours[at + 1 :]
     results = []
-    row = "{:<18} {:>7} {:>12} {:>12} {:>7}   {:<20} {:>9}"
-    print(row.format("scenario", "clients", "lacuna /s", "torch /s", "ratio", "of single rounds", "identical"))
+    row = "{:<18} {:>7} {:>7} {:>6} {:>9} {:>9} {:>7}   {:<20} {:>9}"
+    print(row.format("scenario", "clients", "weights", "torch", "lacuna /s", "torch /s", "ratio", "of single rounds",
+                     "identical"))
     for name, model, clients, requests in scenarios():
         if args.only and not name.startswith(args.only):
             continue
-        one = compare(args, name, model, clients, requests)
-        results.append(one)
-        spread = " ".join(f"{ratio:.2f}" for ratio in one["ratios"])
-        print(row.format(name, clients, f"{one['lacuna_per_s']:.2f}", f"{one['torch_per_s']:.2f}",
-                         f"{one['ratio']:.2f}", spread, f"{one['same']}/{one['completions']}"), flush=True)
+        for one in compare(args, name, model, clients, requests):
+            results.append(one)
+            spread = " ".join(f"{ratio:.2f}" for ratio in one["ratios"])
+            print(row.format(name, clients, one["weights"], one["dtype"], f"{one['lacuna_per_s']:.2f}",
+                             f"{one['torch_per_s']:.2f}", f"{one['ratio']:.2f}", spread,
+                             f"{one['same']}/{one['completions']}"), flush=True)
     if args.json:
         args.json.write_text(json.dumps(results, indent=1))
-    if args.dtype == "f32" and any(one["same"] < one["completions"] for one in results):
+    exact = [one for one in results if one["weights"] == one["dtype"] == "f32"]
+    if any(one["same"] < one["completions"] for one in exact):
         raise SystemExit("not all completions are identical; a near tie may fall otherwise on another machine")
 
 
