@@ -2,7 +2,7 @@
 //! prompt by prompt. Cost is counted, not timed, so the result is the same on every machine.
 
 use comfy_table::{CellAlignment, Table, presets};
-use image::{Rgb, RgbImage};
+use image::{Rgb, RgbImage, imageops};
 use serde::Serialize;
 
 use crate::cli::plot::Sheet;
@@ -202,24 +202,32 @@ impl Sweep {
         table.to_string()
     }
 
-    /// What is right over forwards, one line for each family: the upper left is the better.
+    /// What is right over forwards, one below the other for each task, one line for each family: the upper left is the
+    /// better.
     #[must_use]
     pub fn plot(&self) -> RgbImage {
-        let most = self.points.iter().map(|point| point.nfe).fold(1.0, f64::max);
-        let mut sheet = Sheet::new(most * 1.05, "forwards");
-        let mut families: Vec<(&str, &str)> = Vec::new();
-        for point in &self.points {
-            if !families.contains(&(point.task, &point.family)) {
-                families.push((point.task, &point.family));
-            }
+        let mut colours = COLOURS.into_iter().cycle();
+        let tasks = distinct(self.points.iter().map(|point| point.task));
+        let sheets: Vec<RgbImage> = tasks.into_iter().map(|task| self.sheet(task, &mut colours)).collect();
+        let width = sheets.iter().map(RgbImage::width).max().unwrap_or_default();
+        let mut picture = RgbImage::new(width, sheets.iter().map(RgbImage::height).sum());
+        let mut top = 0;
+        for sheet in sheets {
+            imageops::replace(&mut picture, &sheet, 0, top);
+            top += i64::from(sheet.height());
         }
-        let mut across = [0, 0];
-        for ((task, family), colour) in families.into_iter().zip(COLOURS.into_iter().cycle()) {
-            let line = usize::from(task != "words");
-            sheet.heading((line as i32, across[line]), family, colour);
-            across[line] += Sheet::width(family) + 18;
-            let of = self.points.iter().filter(|point| (point.task, point.family.as_str()) == (task, family));
-            let mut line: Vec<&Point> = of.collect();
+        picture
+    }
+
+    fn sheet(&self, task: &str, colours: &mut impl Iterator<Item = Rgb<u8>>) -> RgbImage {
+        let of_task = || self.points.iter().filter(|point| point.task == task);
+        let most = of_task().map(|point| point.nfe).fold(1.0, f64::max);
+        let mut sheet = Sheet::new(most * 1.05, &format!("{task}: forwards"));
+        let mut across = 0;
+        for (family, colour) in distinct(of_task().map(|point| point.family.as_str())).into_iter().zip(colours) {
+            sheet.heading((1, across), family, colour);
+            across += Sheet::width(family) + 18;
+            let mut line: Vec<&Point> = of_task().filter(|point| point.family == family).collect();
             line.sort_by(|a, b| a.nfe.total_cmp(&b.nfe));
             let places: Vec<(f64, f64)> = line.iter().map(|point| (point.nfe, point.accuracy.share)).collect();
             sheet.path(&places, colour);
@@ -230,6 +238,17 @@ impl Sweep {
         }
         sheet.picture()
     }
+}
+
+/// Each once, in the order in which they come first.
+fn distinct<'a>(all: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
+    let mut out = Vec::new();
+    all.for_each(|one| {
+        if !out.contains(&one) {
+            out.push(one);
+        }
+    });
+    out
 }
 
 #[cfg(test)]
