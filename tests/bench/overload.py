@@ -13,13 +13,13 @@ import argparse
 import json
 import random
 import statistics
-import subprocess
 import sys
-import tempfile
 import threading
 import time
 import urllib.error
 import urllib.request
+
+from compare import Server
 
 QUESTION = "Tom has {} apples. He buys {} more. How many apples does he have now?"
 GROUP = 8
@@ -98,33 +98,30 @@ def main():
     ours = sys.argv[1:]
     at = ours.index("--") if "--" in ours else len(ours)
     args = parser.parse_args(ours[:at])
-    with tempfile.TemporaryDirectory() as data:
-        command = [args.lacuna, "serve", "--port", "0", "--data-dir", data, "--log", "warn", *ours[at + 1 :]]
-        server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        try:
-            url = next(line.split("listening on ")[1].split()[0] for line in server.stdout if "listening on " in line)
-            capacity = Load(url, 8, "batch")
-            time.sleep(args.seconds / 2)
-            texts = GROUP * capacity.stop().count(200) / (args.seconds / 2)
-            alone = people(url, args.rate, args.seconds)
-            offered = args.times * texts / GROUP
-            # Enough threads that nobody who waits for an answer keeps the next from coming.
-            begun, batch = time.perf_counter(), Load(url, 128, "batch", 128 / offered)
-            rollouts = Load(url, 4, "rollout")
-            time.sleep(1)
-            beside = people(url, args.rate, args.seconds)
-            statuses, asked = list(batch.statuses), time.perf_counter() - begun
-            batch.stop()
-            rolled = rollouts.stop()
-        finally:
-            server.terminate()
-            server.wait()
+    server = Server(args.lacuna, "starter", "f32", None, ours[at + 1 :])
+    url = server.url
+    try:
+        capacity = Load(url, 8, "batch")
+        time.sleep(args.seconds / 2)
+        texts = GROUP * capacity.stop().count(200) / (args.seconds / 2)
+        alone = people(url, args.rate, args.seconds)
+        offered = args.times * texts / GROUP
+        # Enough threads that nobody who waits for an answer keeps the next from coming.
+        begun, batch = time.perf_counter(), Load(url, 128, "batch", 128 / offered)
+        rollouts = Load(url, 4, "rollout")
+        time.sleep(1)
+        beside = people(url, args.rate, args.seconds)
+        statuses, asked = list(batch.statuses), time.perf_counter() - begun
+        batch.stop()
+        rolled = rollouts.stop()
+    finally:
+        server.stop()
     refused = len(statuses) - statuses.count(200)
     load = GROUP * len(statuses) / asked / texts
     print(f"capacity {texts:.0f} texts/s; then {len(statuses)} batch requests of {GROUP}, {load:.1f} times as much, {refused} "
           f"of them refused, and {len(rolled)} rollouts; {len(alone)} people alone, {len(beside)} beside them")
     for name, q in [("p50", 0.5), ("p95", 0.95), ("p99", 0.99)]:
-        a, b = (statistics.quantiles(all, n=1000)[round(q * 1000) - 1] for all in (alone, beside))
+        a, b = (statistics.quantiles(one, n=1000)[round(q * 1000) - 1] for one in (alone, beside))
         print(f"{name}: {a * 1e3:.1f} ms alone, {b * 1e3:.1f} ms beside, {b / a:.2f}x")
 
 
