@@ -1,9 +1,11 @@
 //! Runs the router on a listener until told to stop, and stops gracefully.
 
 use std::io;
+use std::net::SocketAddr;
 use std::time::Duration;
 
-use tokio::net::TcpListener;
+use axum::serve::{Listener, ListenerExt as _};
+use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 
 use super::router;
@@ -25,7 +27,8 @@ pub async fn serve(
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> io::Result<()> {
     let close = CancellationToken::new();
-    let server = axum::serve(listener, router(state.clone())).with_graceful_shutdown(close.clone().cancelled_owned());
+    let server =
+        axum::serve(undelayed(listener), router(state.clone())).with_graceful_shutdown(close.clone().cancelled_owned());
     let mut server = tokio::spawn(server.into_future());
     let upkeep = tokio::spawn(upkeep(state.clone()));
     let ended = tokio::select! {
@@ -45,6 +48,16 @@ pub async fn serve(
             Ok(())
         }
     }
+}
+
+/// Connections that send what is written at once: an event is small, and the system would keep it back until the client
+/// has confirmed the one before, some 40 ms later.
+fn undelayed(listener: TcpListener) -> impl Listener<Io = TcpStream, Addr = SocketAddr> {
+    listener.tap_io(|stream| {
+        if let Err(error) = stream.set_nodelay(true) {
+            tracing::debug!(%error, "events of a connection may be kept back");
+        }
+    })
 }
 
 /// Waits for the signal, then for the running requests; after the drain time they are cut off.
@@ -67,5 +80,19 @@ async fn upkeep(state: App) {
     loop {
         ticks.tick().await;
         state.metrics.run_upkeep();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn connections_send_at_once() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap());
+        let mut listener = undelayed(listener);
+        let ((stream, _), client) = tokio::join!(listener.accept(), client);
+        assert!(stream.nodelay().unwrap() && client.is_ok());
     }
 }
