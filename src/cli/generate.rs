@@ -185,6 +185,7 @@ fn request(prompt: &str, seed: u64, task: Task) -> Request {
         deadline: None,
         adapter: None,
         subject: None,
+        follow: term::is_live(),
     }
 }
 

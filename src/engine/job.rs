@@ -84,6 +84,9 @@ pub struct Request {
     pub adapter: Option<VersionId>,
     /// Keyed hash of the end user's id: a user stays with one version while a canary runs.
     pub subject: Option<Vec<u8>>,
+    /// Somebody watches it: `Queued`, `Step`, `Block` and `Preview` are sent. Otherwise nothing wakes the client before
+    /// its completions are finished; on a CPU it would take the time from the forwards.
+    pub follow: bool,
 }
 
 /// A position that got its token.
@@ -144,8 +147,8 @@ impl Finished {
     }
 }
 
-/// What a client hears of its request, in order. `Step`, `Block` and `Preview` may be dropped for a slow client;
-/// `Finished`, `Done` and `Failed` never are.
+/// What a client hears of its request, in order. `Queued`, `Step`, `Block` and `Preview` are only sent to one that
+/// follows it, and may be dropped for a slow one; `Finished`, `Done` and `Failed` never are.
 #[derive(Debug, Clone)]
 pub enum Event {
     /// Accepted; so many canvases are ahead.

@@ -114,23 +114,29 @@ impl std::fmt::Debug for Engine {
 }
 
 impl Engine {
-    /// Starts the device thread.
+    /// Starts the device thread, and those that compute with it: as many as the global pool has.
     ///
     /// # Errors
-    /// `Device` when the operating system gives no thread.
+    /// `Device` when the operating system gives no threads.
     pub fn start(model: Model, limits: Limits) -> Result<Self, EngineError> {
         let shared = Arc::new(Shared::new());
         // A request holds at least one of `max_queue` places, so the channel is never full.
         let (commands, receiver) = mpsc::channel(limits.max_queue.max(1));
         let runner = Runner::new(model.clone(), &limits, receiver, Arc::clone(&shared));
         let alive = Alive(Arc::clone(&shared));
-        std::thread::Builder::new()
-            .name("lacuna-device".to_owned())
-            .spawn(move || {
-                let _alive = alive;
-                runner.run();
-            })
-            .map_err(|e| EngineError::Device(format!("the device thread did not start: {e}")))?;
+        // The device thread is one of those that compute. From outside of them, each forward would wake one and sleep
+        // until it is done.
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(rayon::current_num_threads())
+            .thread_name(|i| format!("lacuna-device-{i}"))
+            // `Alive` tells of it.
+            .panic_handler(|_| {})
+            .build()
+            .map_err(|e| EngineError::Device(format!("the device threads did not start: {e}")))?;
+        pool.spawn(move || {
+            let _alive = alive;
+            runner.run();
+        });
         let spec = Arc::new(model.backbone.spec().clone());
         let (ids, serving) = (Arc::new(AtomicU64::new(0)), Arc::new(RwLock::new(Arc::default())));
         Ok(Self { model, spec, limits: Arc::new(limits), shared, commands, ids, serving })
@@ -209,14 +215,15 @@ impl Engine {
             reserved,
             unfinished: n,
             submitted,
+            follow: request.follow,
             preview_every: match &request.task {
-                Task::Image(params) => params.preview_every,
-                Task::Text(_) => 0,
+                Task::Image(params) if request.follow => params.preview_every,
+                _ => 0,
             },
             style: style.clone(),
         };
         self.enqueue(job, running.collect())?;
-        Ok(Ticket::new(group, assigned, completions, frames, style))
+        Ok(Ticket { group, assigned, completions, events: Events::new(frames, style, request.follow) })
     }
 
     fn enqueue(&self, job: Job, canvases: Vec<Running>) -> Result<(), EngineError> {

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 
-use super::job::{Edit, Event, FinishReason, Priority};
+use super::job::{Event, FinishReason, Priority};
 use super::pace::{Pace, Rate};
 use super::running::{Job, Running};
 use super::scheduler::{Candidate, Scheduler, longest_ticks};
@@ -132,8 +132,7 @@ impl Runner {
             let mut slots: Vec<Option<&mut Canvas>> = self.canvases.iter_mut().map(|c| Some(&mut c.canvas)).collect();
             let mut canvases: Vec<&mut Canvas> = chosen.iter().filter_map(|&i| slots[i].take()).collect();
             let (denoiser, model) = (&mut self.denoiser, self.model.backbone.as_ref());
-            // On one of the pool's threads: from outside, each operation would wake them and sleep until they are done.
-            rayon::scope(|_| denoiser.step(model, &mut canvases))
+            denoiser.step(model, &mut canvases)
         };
         self.shared.healthy.store(result.is_ok(), SeqCst);
         match result {
@@ -209,13 +208,7 @@ impl Runner {
         let stopped = running.find_stop(job);
         let finish = if stopped { Some(FinishReason::Stop) } else { outcome.finish };
         let index = running.index;
-        running.edits.extend(outcome.commits.iter().map(|c| Edit {
-            position: c.position,
-            token: c.token,
-            text: String::new(),
-            confidence: c.confidence,
-        }));
-        running.send_step(job, outcome.step);
+        running.send_step(job, outcome.step, &outcome.commits);
         if let Some(block) = outcome.block {
             job.offer(Event::Block { index, block });
         }

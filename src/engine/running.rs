@@ -12,6 +12,7 @@ use super::stats;
 use super::ticket::Frame;
 use super::transcript::Style;
 use crate::diffusion::Canvas;
+use crate::diffusion::canvas::Commit;
 
 /// A request.
 pub(super) struct Job {
@@ -22,15 +23,19 @@ pub(super) struct Job {
     /// Completions that have not ended.
     pub(super) unfinished: usize,
     pub(super) submitted: Instant,
+    /// The client wants to hear of it before it is finished.
+    pub(super) follow: bool,
     pub(super) preview_every: usize,
     pub(super) style: Style,
 }
 
 impl Job {
-    /// Sends what may be lost: a slow client misses it.
+    /// Sends what may be lost, to a client that follows: a slow one misses it.
     pub(super) fn offer(&self, event: Event) {
-        // Full or closed: the first is what this is for, the second is noticed at the next tick.
-        let _ = self.events.try_send(Frame::Event(event));
+        if self.follow {
+            // Full or closed: the first is what this is for, the second is noticed at the next tick.
+            let _ = self.events.try_send(Frame::Event(event));
+        }
     }
 
     /// Sends what must not be lost, in the room that was reserved for it.
@@ -101,8 +106,17 @@ impl Running {
         }
     }
 
-    /// Reports all commits that the client has not heard of, if it takes them.
-    pub(super) fn send_step(&mut self, job: &Job, step: u32) {
+    /// Reports `commits`, and those before that the client has not heard of, if it takes them.
+    pub(super) fn send_step(&mut self, job: &Job, step: u32, commits: &[Commit]) {
+        if !job.follow {
+            return;
+        }
+        self.edits.extend(commits.iter().map(|c| Edit {
+            position: c.position,
+            token: c.token,
+            text: String::new(),
+            confidence: c.confidence,
+        }));
         if let Ok(permit) = job.events.try_reserve() {
             let edits = std::mem::take(&mut self.edits);
             let steps = self.canvas.steps();

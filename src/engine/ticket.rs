@@ -34,6 +34,8 @@ pub struct Ticket {
 pub struct Events {
     frames: mpsc::Receiver<Frame>,
     style: Style,
+    /// The client wants to hear of it before it is finished.
+    follow: bool,
     transcripts: HashMap<u32, Transcript>,
     /// Events that are ready, when one frame made several.
     ready: VecDeque<Event>,
@@ -41,17 +43,6 @@ pub struct Events {
 }
 
 impl Ticket {
-    pub(super) fn new(
-        group: Uuid,
-        assigned: Assigned,
-        completions: Vec<Uuid>,
-        frames: mpsc::Receiver<Frame>,
-        style: Style,
-    ) -> Self {
-        let events = Events { frames, style, transcripts: HashMap::new(), ready: VecDeque::new(), over: false };
-        Self { group, assigned, completions, events }
-    }
-
     /// As [`Events::recv`].
     pub async fn next(&mut self) -> Option<Event> {
         self.events.recv().await
@@ -59,6 +50,10 @@ impl Ticket {
 }
 
 impl Events {
+    pub(super) fn new(frames: mpsc::Receiver<Frame>, style: Style, follow: bool) -> Self {
+        Self { frames, style, follow, transcripts: HashMap::new(), ready: VecDeque::new(), over: false }
+    }
+
     /// The next event; `None` after `Done` or `Failed`. May be dropped and called again (cancel safe).
     ///
     /// The `committed` texts of a completion's steps, joined, are its final text once `Finished` has come: a last step
@@ -107,7 +102,7 @@ impl Events {
         let ids = finished.tokens.get(..text).unwrap_or(&finished.tokens);
         let (text, rest) = self.transcript(finished.index).finish(ids);
         finished.text = text;
-        if !rest.is_empty() {
+        if self.follow && !rest.is_empty() {
             let steps = finished.steps;
             let step = finished.commit_steps.iter().copied().max().unwrap_or(0).max(0) as u32;
             let last = Event::Step { index: finished.index, step, steps, edits: Vec::new(), committed: rest };

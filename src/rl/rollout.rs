@@ -67,10 +67,9 @@ impl Asked {
         priority: Priority,
     ) -> Result<Vec<Finished>, EngineError> {
         let mut task = self.task.clone();
-        match &mut task {
-            Task::Image(params) => params.preview_every = 0,
+        if let Task::Text(params) = &mut task {
             // What is learned from is drawn from the policy itself, not from an approximation.
-            Task::Text(params) => params.fidelity = Fidelity::Exact,
+            params.fidelity = Fidelity::Exact;
         }
         let mut ticket = engine.submit(Request {
             prompt: self.prompt.clone(),
@@ -82,6 +81,7 @@ impl Asked {
             deadline: None,
             adapter: Some(adapter.clone()),
             subject: None,
+            follow: false,
         })?;
         let mut finished = Vec::with_capacity(n as usize);
         while let Some(event) = ticket.next().await {

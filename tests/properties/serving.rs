@@ -42,6 +42,7 @@ fn request(prompt: &str, task: Task) -> Request {
         deadline: None,
         adapter: None,
         subject: None,
+        follow: true,
     }
 }
 
@@ -95,6 +96,7 @@ fn random_request(s: &mut Stream) -> Request {
         deadline: None,
         adapter: None,
         subject: None,
+        follow: s.chance(0.7),
     }
 }
 
@@ -147,7 +149,11 @@ async fn concurrent(backbone: impl Backbone + 'static, limits: Limits, seed: u64
         let actual: Vec<_> = done.iter().map(|f| (f.tokens.clone(), f.commit_steps.clone())).collect();
         assert_eq!(actual, expected, "{request:?}");
         assert_eq!(done.iter().map(|f| f.id).collect::<Vec<_>>(), completions);
-        follow(&events, request.n);
+        if request.follow {
+            follow(&events, request.n);
+        } else {
+            only_ends(&events, request.n);
+        }
     }
     engine.drain().await;
     let status = engine.status();
@@ -178,6 +184,14 @@ fn follow(events: &[Event], n: u32) {
         }
     }
     assert_eq!(ended, n);
+}
+
+/// A client that does not follow its request is woken by what it waits for alone.
+fn only_ends(events: &[Event], n: u32) {
+    let (last, completions) = events.split_last().unwrap();
+    assert!(matches!(last, Event::Done), "{last:?}");
+    assert!(completions.iter().all(|event| matches!(event, Event::Finished(_))), "{completions:?}");
+    assert_eq!(completions.len(), n as usize);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -60,6 +60,7 @@ fn request(s: &mut Stream, adapter: Option<VersionId>, seed: u64) -> Request {
         deadline: None,
         adapter,
         subject: None,
+        follow: false,
     }
 }
 

@@ -161,6 +161,7 @@ impl Common {
             deadline: deadline.map(Duration::from_millis),
             adapter,
             subject: None,
+            follow: false,
         };
         let params = Value::Object(params);
         let log = Log { store: self.store.unwrap_or(true), prompt: prompt_text, params, user: self.user, metadata };

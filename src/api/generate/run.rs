@@ -77,7 +77,8 @@ impl Run {
             Task::Text(_) => None,
             Task::Image(params) => Some(params.grid),
         };
-        let Plan { mut request, log, returns, format, .. } = plan;
+        let Plan { mut request, stream, log, returns, format } = plan;
+        request.follow = stream.is_some();
         request.subject = log.user.as_deref().map(|user| app.subjects.hash_subject(user));
         let subject = request.subject.clone();
         let ticket = app.engine.submit(request)?;
