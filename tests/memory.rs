@@ -23,7 +23,7 @@ use lacuna::models::shape::Variant;
 use lacuna::models::transformer::{Transformer, TransformerConfig, parameters};
 use lacuna::models::{Backbone, ModelSpec, Packed, Placement};
 use lacuna::rl::estimator::Estimator;
-use lacuna::rl::logprob::Sample;
+use lacuna::rl::logprob::{Drawn, Sample};
 use lacuna::rl::loss::LossConfig;
 use lacuna::rl::masks::Role;
 use lacuna::rl::policy::{LoraConfig, Policy};
@@ -96,7 +96,7 @@ fn batch() -> Vec<Judged> {
             vocab: 0..2047,
             roles,
             commit_steps: vec![],
-            guidance: None,
+            drawn: Drawn::default(),
         };
         Judged { sample, advantage: if id.is_multiple_of(2) { 1.0 } else { -1.0 }, weight: 1.0, behaviour: None }
     };

@@ -91,6 +91,7 @@ pub fn gauss_legendre(points: u32) -> Vec<(f64, f64)> {
 mod tests {
     use super::*;
     use crate::rl::estimator::Step;
+    use crate::rl::logprob::Drawn;
 
     fn sample(id: u64, scored: usize) -> Sample {
         let roles = vec![Role::Scored; scored];
@@ -101,7 +102,7 @@ mod tests {
             suffix: vec![],
             vocab: 0..9,
             commit_steps: vec![],
-            guidance: None,
+            drawn: Drawn::default(),
             completion,
             roles,
         }

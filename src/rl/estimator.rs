@@ -257,6 +257,7 @@ impl<'a> Step<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::rl::logprob::Drawn;
     use crate::rl::masks::{Role, Tail, roles};
 
     fn sample(id: u64, len: usize) -> Sample {
@@ -268,7 +269,7 @@ mod tests {
             suffix: vec![],
             vocab: 0..100,
             commit_steps: vec![],
-            guidance: None,
+            drawn: Drawn::default(),
             completion,
             roles,
         }

@@ -6,9 +6,10 @@
 use uuid::Uuid;
 
 use super::RlError;
-use super::logprob::{Guidance, Sample};
+use super::logprob::{Drawn, Guidance, Order, Sample};
 use super::masks::{Role, Tail, roles};
 use crate::adapters::VersionId;
+use crate::diffusion::params::ImageSampler;
 use crate::engine::job::{Fidelity, FinishReason, ImageParams, Priority, Prompt, Task, TextParams};
 use crate::engine::{Engine, EngineError, Event, Finished, Request};
 use crate::models::Model;
@@ -96,14 +97,37 @@ impl Asked {
     }
 }
 
-/// What a guided request was steered away from, for log-probabilities of the distribution that it was drawn from;
-/// `None` when it was not guided. Texts are not scored in guided form.
+/// Least temperature at which draws are scored: gradients grow as its inverse, and one cold completion would outweigh a
+/// batch.
+const COLDEST: f64 = 0.1;
+
+/// `sample` scored as it was drawn: texts at the temperature of their tokens, images also with their guidance and, where
+/// confidence decided it, with the order of their positions. Greedy tokens count as drawn at 1.
 ///
 /// # Errors
 /// When the negative prompt does not tokenise.
-pub fn guidance_of(model: &Model, asked: &Asked) -> Result<Option<Guidance>, RlError> {
-    let Task::Image(params) = &asked.task else { return Ok(None) };
-    if params.guidance_scale <= 0.0 {
+pub fn as_drawn(model: &Model, asked: &Asked, sample: Sample) -> Result<Sample, RlError> {
+    let drawn = match &asked.task {
+        Task::Text(params) => Drawn { temperature: scored_at(params.temperature), ..Drawn::default() },
+        Task::Image(params) => {
+            let order = Order { noise: params.temperature, steps: params.steps as u32 }; // bounded by `max_steps`
+            Drawn {
+                temperature: scored_at(params.draw_temperature()),
+                guidance: guidance(model, asked, params.guidance_scale)?,
+                order: (params.sampler == ImageSampler::Maskgit).then_some(order),
+            }
+        }
+    };
+    Ok(Sample { drawn, ..sample })
+}
+
+fn scored_at(temperature: f64) -> f64 {
+    if temperature > 0.0 { temperature.max(COLDEST) } else { 1.0 }
+}
+
+/// What an image was steered away from; `None` when it was not.
+fn guidance(model: &Model, asked: &Asked, scale: f64) -> Result<Option<Guidance>, RlError> {
+    if scale <= 0.0 {
         return Ok(None);
     }
     let ids = match &asked.negative {
@@ -114,7 +138,7 @@ pub fn guidance_of(model: &Model, asked: &Asked) -> Result<Option<Guidance>, RlE
         _ => Vec::new(),
     };
     let (prefix, suffix) = model.layout.image_frame(&ids);
-    Ok(Some(Guidance { scale: params.guidance_scale, prefix, suffix }))
+    Ok(Some(Guidance { scale, prefix, suffix }))
 }
 
 /// What a sample is made of.
@@ -190,7 +214,7 @@ fn sample(model: &Model, parts: &Parts<'_>) -> Result<Sample, RlError> {
                 vocab: codes,
                 roles,
                 commit_steps: steps_of(parts.commit_steps),
-                guidance: None,
+                drawn: Drawn::default(),
             })
         }
         Task::Text(params) => {
@@ -218,7 +242,7 @@ fn sample(model: &Model, parts: &Parts<'_>) -> Result<Sample, RlError> {
                 vocab: spec.text_ids.clone(),
                 roles,
                 commit_steps: steps_of(parts.commit_steps),
-                guidance: None,
+                drawn: Drawn::default(),
             })
         }
     }
@@ -288,6 +312,35 @@ mod tests {
         let sample = sample_of_row(&model, &asked, &row).unwrap();
         assert_eq!((sample.completion[63], sample.suffix.len()), (codes.start + 63, 1));
         assert_eq!((sample.roles[5], sample.roles[6]), (Role::Given, Role::Scored));
+        assert_eq!(sample.drawn, Drawn::default(), "as published");
+    }
+
+    #[test]
+    fn what_is_scored_as_drawn_has_its_guidance_temperature_and_order() {
+        let model = starter::model::load(&candle_core::Device::Cpu).unwrap();
+        let drawn = |kind, params: serde_json::Value| {
+            let row = row(kind, vec![1; 8], vec![0; 8], params);
+            let asked = Asked::of(&row).unwrap();
+            as_drawn(&model, &asked, sample_of_row(&model, &asked, &row).unwrap()).unwrap().drawn
+        };
+        let image = |more: serde_json::Value| {
+            let mut params = image_params();
+            params["grid"] = json!([2, 4]);
+            params.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+            drawn(Kind::Image, params)
+        };
+        let emerge = image(json!({"temperature": 0.7}));
+        assert_eq!((emerge.temperature, emerge.guidance.map(|g| g.scale), emerge.order), (0.7, Some(0.5), None));
+        // maskgit's `temperature` is that of its order.
+        let maskgit = image(json!({"sampler": {"kind": "maskgit"}, "temperature": 2.0, "token_temperature": 0.6}));
+        assert_eq!((maskgit.temperature, maskgit.order), (0.6, Some(Order { noise: 2.0, steps: 16 })));
+        assert_eq!(image(json!({"guidance_scale": 0.0})).guidance, None);
+        let text = |temperature: f64| {
+            let mut params = text_params(&[]);
+            params["temperature"] = json!(temperature);
+            drawn(Kind::Text, params).temperature
+        };
+        assert_eq!([text(0.8), text(0.01), text(0.0)], [0.8, COLDEST, 1.0], "nothing is drawn at 0");
     }
 
     #[test]

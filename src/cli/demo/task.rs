@@ -291,7 +291,7 @@ impl Task {
             // When most are blue already, a wrong thumb must not count as much as a group that people disagree on.
             baseline: if self == Self::Taste { Baseline::MeanOnly } else { Baseline::Standard },
             estimator: if draws { EstimatorKind::Trajectory } else { EstimatorKind::MaskGrpo },
-            guided: draws,
+            as_drawn: draws,
             beta: 0.01,
             // The crowd waits while it learns.
             threads: std::thread::available_parallelism().map_or(1, usize::from),

@@ -23,7 +23,7 @@ use crate::engine::{Engine, Serving};
 use crate::rl::advantage::group;
 use crate::rl::logprob::Sample;
 use crate::rl::policy::Policy;
-use crate::rl::rollout::{Asked, guidance_of, sample_of};
+use crate::rl::rollout::{Asked, as_drawn, sample_of};
 use crate::rl::trainer::{Duty, TrainingConfig, learning_threads};
 use crate::rl::update::{Judged, UpdateReport, Workshop, update};
 use crate::starter::scenes::Codec;
@@ -157,15 +157,14 @@ impl Practice {
         let (mut batch, mut opinions) = (Vec::new(), Vec::new());
         let mut even = 0;
         for (seed, prompt, asked, made) in try_join_all(asked).await? {
-            let guidance = if self.config.guided { guidance_of(model, &asked)? } else { None };
             let seen = made.iter().map(|one| self.opinion(&prompt, one)).collect::<anyhow::Result<Vec<_>>>()?;
             let rewards: Vec<f64> = seen.iter().map(|opinion| self.worth(*opinion)).collect();
             let before = batch.len();
             for ((number, one), advantage) in (0..).zip(&made).zip(group(&rewards, self.config.baseline)) {
                 let Ok(advantage) = advantage else { continue };
                 // Completions get another id in every run; with one of the seed's they are masked alike.
-                let (id, guidance) = (mix64(seed ^ number), guidance.clone());
-                let sample = Sample { id, guidance, ..sample_of(model, &asked.task, one)? };
+                let sample = Sample { id: mix64(seed ^ number), ..sample_of(model, &asked.task, one)? };
+                let sample = if self.config.as_drawn { as_drawn(model, &asked, sample)? } else { sample };
                 batch.push(Judged { sample, advantage, weight: 1.0, behaviour: None });
             }
             even += usize::from(batch.len() == before);

@@ -12,7 +12,7 @@ use crate::models::transformer::{Transformer, TransformerConfig};
 use crate::models::{ImageSpec, ModelSpec};
 use crate::rl::estimator::{Estimator, Step};
 use crate::rl::loss::{LossConfig, Segment, Terms, maskgrpo_loss};
-use crate::rl::masks::{Tail, roles};
+use crate::rl::masks::{Mask, Role, Tail, roles};
 
 const MASK: u32 = 30;
 /// Other batch shapes may round sums of widths this small differently.
@@ -100,7 +100,7 @@ fn text(id: u64, len: usize) -> Sample {
         vocab: 0..30,
         roles,
         commit_steps: vec![],
-        guidance: None,
+        drawn: Drawn::default(),
     }
 }
 
@@ -115,18 +115,26 @@ fn image(id: u64) -> Sample {
         vocab: 32..48,
         roles,
         commit_steps: vec![],
-        guidance: None,
+        drawn: Drawn::default(),
     }
 }
 
 fn guided(scale: f64) -> Sample {
     let guidance = Some(Guidance { scale, prefix: vec![31, 31, 31, 7], suffix: vec![31] });
-    Sample { guidance, ..image(9) }
+    Sample { drawn: Drawn { guidance, ..Drawn::default() }, ..image(9) }
+}
+
+/// Guided, cold, committed in an order: two positions a step.
+fn ordered() -> Sample {
+    let order = Some(Order { noise: 2.0, steps: 4 });
+    let drawn = Drawn { temperature: 0.6, order, ..guided(1.5).drawn };
+    Sample { drawn, commit_steps: vec![0, 3, 1, 2, 0, 1, 3, 2], ..image(7) }
 }
 
 /// Images and text mixed, so that the order of the forward is not theirs.
 fn batch() -> Vec<Sample> {
-    vec![image(1), text(2, 9), guided(1.5), text(3, 1), image(4), text(5, 12)]
+    let warm = Sample { drawn: Drawn { temperature: 1.3, ..Drawn::default() }, ..text(5, 12) };
+    vec![image(1), text(2, 9), guided(1.5), text(3, 1), ordered(), image(4), warm]
 }
 
 fn max_difference(a: &[Vec<f32>], b: &[Vec<f32>]) -> f32 {
@@ -181,8 +189,8 @@ fn guidance_of_zero_is_none_and_otherwise_moves_away_from_the_unconditional() {
     assert!(max_difference(&of(&guided(2.0)), &plain) > 1e-3);
     // By hand: (1+w)·conditional − w·unconditional before the softmax.
     let sample = guided(2.0);
-    let frame = sample.guidance.clone().unwrap();
-    let bare = Sample { prefix: frame.prefix, suffix: frame.suffix, guidance: None, ..sample.clone() };
+    let frame = sample.drawn.guidance.clone().unwrap();
+    let bare = Sample { prefix: frame.prefix, suffix: frame.suffix, drawn: Drawn::default(), ..sample.clone() };
     let logits = |sample: &Sample| {
         let mut packed = Packed::default();
         let at = |k: usize| (sample.prefix.len() + k) as u32;
@@ -197,6 +205,91 @@ fn guidance_of_zero_is_none_and_otherwise_moves_away_from_the_unconditional() {
         let expected = mixed[(sample.completion[k] - 32) as usize] - total;
         assert!((f64::from(*got) - expected).abs() < 1e-4, "{got} {expected}");
     }
+}
+
+/// The log-probabilities of all ids at all positions, each scored alone among all masked ones.
+fn all_choices(model: &TransformerBackbone, sample: &Sample) -> Vec<Vec<f64>> {
+    let each = |k: usize, id: u32| {
+        let mut completion = sample.completion.clone();
+        completion[k] = id;
+        let sample = Sample { completion, ..sample.clone() };
+        let mask =
+            Mask { hidden: (0..8).map(|other| other != k).collect(), ..Mask::new((0..8).map(|at| at == k).collect()) };
+        f64::from(logprobs(model, None, &[View { sample: &sample, mask: &mask }], 99).unwrap()[0][0])
+    };
+    (0..8).map(|k| (32..48).map(|id| each(k, id)).collect()).collect()
+}
+
+fn tempered(row: &[f64], temperature: f64) -> Vec<f64> {
+    let total = row.iter().map(|lp| (lp / temperature).exp()).sum::<f64>().ln();
+    row.iter().map(|lp| lp / temperature - total).collect()
+}
+
+#[test]
+fn a_temperature_divides_the_logits() {
+    let model = model();
+    let of = |temperature| {
+        let drawn = Drawn { temperature, ..guided(1.0).drawn };
+        all_choices(&model, &Sample { drawn, ..image(9) })
+    };
+    for (plain, cold) in of(1.0).iter().zip(of(0.6)) {
+        tempered(plain, 0.6).iter().zip(cold).for_each(|(lp, got)| assert!((lp - got).abs() < 1e-4, "{lp} {got}"));
+    }
+}
+
+#[test]
+fn an_order_is_a_choice_of_position_and_token() {
+    let model = model();
+    let sample = Sample { commit_steps: vec![1; 8], ..ordered() };
+    let plain = all_choices(&model, &Sample { drawn: guided(1.5).drawn, ..sample.clone() });
+    let got = all_choices(&model, &sample);
+    // By hand: t_j(y) · p_j(y)^(1/noise), normalised; at step 1 of 4 half of the noise of 2 is left.
+    let noise = 1.0;
+    let joint: Vec<Vec<f64>> = plain
+        .iter()
+        .map(|row| tempered(row, 0.6).iter().zip(row).map(|(drawn, plain)| drawn + plain / noise).collect())
+        .collect();
+    let total = joint.iter().flatten().map(|lp| lp.exp()).sum::<f64>().ln();
+    for (expected, got) in joint.iter().flatten().zip(got.iter().flatten()) {
+        assert!((expected - total - got).abs() < 1e-4, "{} {got}", expected - total);
+    }
+    let whole = got.iter().flatten().map(|lp| lp.exp()).sum::<f64>();
+    assert!((whole - 1.0).abs() < 1e-4, "{whole}");
+    // As often as the sampler's rule chooses so, up to the mean that stands for the other positions' draws.
+    let mut s = Stream::new(5, 0);
+    let (draws, mut seen) = (40_000, vec![0.0; 8]);
+    for _ in 0..draws {
+        let score = |row: &Vec<f64>, s: &mut Stream| {
+            let (mut left, mut at) = (s.unit(), 0);
+            let cold = tempered(row, 0.6);
+            while at + 1 < cold.len() && left >= cold[at].exp() {
+                left -= cold[at].exp();
+                at += 1;
+            }
+            row[at] - noise * (-(s.unit().max(1e-12)).ln()).ln()
+        };
+        let scores: Vec<f64> = plain.iter().map(|row| score(row, &mut s)).collect();
+        let first = (0..8).max_by(|&a, &b| scores[a].total_cmp(&scores[b])).unwrap();
+        seen[first] += 1.0 / f64::from(draws);
+    }
+    for (row, seen) in got.iter().zip(seen) {
+        let expected = row.iter().map(|lp| lp.exp()).sum::<f64>();
+        assert!((expected - seen).abs() < 0.1 * expected, "{expected} {seen}");
+    }
+}
+
+#[test]
+fn without_noise_an_order_is_scored_at_the_least() {
+    let (model, mask) = (model(), Mask { hidden: vec![false; 8], ..Mask::new(vec![true; 8]) });
+    let of = |noise, step| {
+        let order = Some(Order { noise, steps: 4 });
+        let sample = Sample { drawn: Drawn { order, ..ordered().drawn }, commit_steps: vec![step; 8], ..ordered() };
+        logprobs(&model, None, &[View { sample: &sample, mask: &mask }], 99).unwrap()
+    };
+    // 2·(1 − 3/4) is the least; at the last step, and where the step is not known, nothing would be left.
+    assert_eq!(of(2.0, 2), of(0.0, 0));
+    assert_eq!([of(2.0, 3), of(2.0, u32::MAX)], [of(0.0, 0), of(0.0, 0)]);
+    assert!(max_difference(&of(2.0, 0), &of(0.0, 0)) > 1e-3);
 }
 
 #[test]
@@ -234,7 +327,7 @@ fn what_does_not_fit_is_refused_and_nothing_is_an_empty_estimate() {
 #[test]
 fn every_variable_has_the_gradient_of_finite_differences() {
     let (model, samples, variables) = (model(), batch(), variables());
-    for estimator in [Estimator::TEXT, Estimator::COUPLED] {
+    for estimator in [Estimator::TEXT, Estimator::COUPLED, Estimator::Trajectory] {
         let step = Step::draw(&estimator, &samples, 3, 4, 0).unwrap();
         // The old policy and the reference are other adapters: ratios and penalties away from one and zero.
         let reference = step.gather(&logprobs(&model, None, &step.views(), 99).unwrap());

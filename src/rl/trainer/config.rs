@@ -8,7 +8,7 @@ use crate::rl::advantage::Baseline;
 use crate::rl::estimator::{Estimator, Ratios};
 use crate::rl::gate::GateConfig;
 use crate::rl::lanes::{Lane, LaneConfig};
-use crate::rl::loss::{Kl, LossConfig};
+use crate::rl::loss::{Clip, Kl, LossConfig};
 use crate::rl::masks::MaskMode;
 use crate::rl::policy::LoraConfig;
 use crate::rl::preference::{DpoConfig, KtoConfig};
@@ -156,8 +156,9 @@ pub struct TrainingConfig {
     pub gamma: [f64; 2],
     /// How the shares are laid out over inner steps.
     pub ratios: Ratios,
-    /// Learn from the distribution that guided requests were drawn from, rather than from the conditional one.
-    pub guided: bool,
+    /// Score completions as they were drawn, rather than by the conditional model: at the temperature of their tokens, and
+    /// images also with their guidance and with the order in which confidence committed their positions.
+    pub as_drawn: bool,
     /// Clip range.
     pub epsilon: f64,
     /// Weight of the penalty for leaving the reference.
@@ -213,7 +214,7 @@ impl Default for TrainingConfig {
             estimator: EstimatorKind::default(),
             gamma: [0.3, 0.3],
             ratios: Ratios::default(),
-            guided: false,
+            as_drawn: false,
             epsilon: 0.2,
             beta: 0.01,
             max_grad_norm: 1.0,
@@ -339,6 +340,9 @@ impl TrainingConfig {
             eps_high: self.epsilon,
             beta: self.beta,
             kl: if image { Kl::K2 } else { Kl::K3 },
+            // Codes of an image are improbable. A few inner steps can raise one that was disliked a thousandfold, and
+            // PPO's clip, which leaves that side open, lets it outweigh the rest of the batch.
+            clip: if image { Clip::Unconditional } else { Clip::Ppo },
             mean: self.estimator(image).mean(),
             ..LossConfig::default()
         }
@@ -348,6 +352,7 @@ impl TrainingConfig {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::rl::loss::{Segment, Terms, maskgrpo_loss};
 
     #[test]
     fn the_rate_settles_from_version_to_version() {
@@ -355,6 +360,19 @@ mod tests {
             |settle| [0, 6, 12].map(|version| TrainingConfig { lr: 6.0, settle, ..Default::default() }.rate(version));
         assert_eq!(rates(6), [6.0, 3.0, 2.0]);
         assert_eq!(rates(0), [6.0; 3]);
+    }
+
+    #[test]
+    fn a_disliked_code_that_rose_does_not_outweigh_an_image() {
+        let segments = [Segment { range: 0..2, advantage: -1.0, weight: 1.0, dropped: false }];
+        let terms = Terms { new: &[-1.0, -1.0], old: &[-1.0, -8.0], reference: None, segments: &segments };
+        let gradient = |image| {
+            let config = TrainingConfig { beta: 0.0, ..Default::default() }.clipped(image);
+            maskgrpo_loss(&terms, &config, None).unwrap().gradient
+        };
+        let (image, text) = (gradient(true), gradient(false));
+        assert!((image[1] / image[0] - 1.2).abs() < 1e-9, "{image:?}");
+        assert!(text[1] / text[0] > 1000.0, "as published: {text:?}");
     }
 
     #[test]

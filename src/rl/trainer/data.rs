@@ -17,10 +17,10 @@ use crate::models::lora::Lora;
 use crate::rl::RlError;
 use crate::rl::advantage::Baselines;
 use crate::rl::lanes::{Candidate, Item, Lane, Lanes, Left, held_out};
-use crate::rl::logprob::{Guidance, Sample};
+use crate::rl::logprob::Sample;
 use crate::rl::reward::combine::Reward;
 use crate::rl::reward::{GroupInput, Kind, Picture, SampleInput};
-use crate::rl::rollout::{Asked, guidance_of, sample_of, sample_of_row};
+use crate::rl::rollout::{Asked, as_drawn, sample_of, sample_of_row};
 use crate::rl::update::Judged;
 use crate::store::{self, SampleKind, SampleUse};
 
@@ -135,10 +135,8 @@ impl Maker<'_> {
         let mut members = Vec::with_capacity(cluster.len());
         for candidate in cluster {
             let sample = Asked::of(&candidate.row).and_then(|asked| {
-                Ok(Sample {
-                    guidance: self.guidance(&asked)?,
-                    ..sample_of_row(self.parts.engine.model(), &asked, &candidate.row)?
-                })
+                let sample = sample_of_row(self.parts.engine.model(), &asked, &candidate.row)?;
+                self.scored(&asked, sample)
             });
             let Ok(sample) = sample else {
                 data.leave_all(lane, &[candidate], "unreadable");
@@ -159,8 +157,9 @@ impl Maker<'_> {
         Ok((!members.is_empty()).then_some(Cluster { lane, members, input }))
     }
 
-    fn guidance(&self, asked: &Asked) -> Result<Option<Guidance>, RlError> {
-        if self.parts.config.guided { guidance_of(self.parts.engine.model(), asked) } else { Ok(None) }
+    /// A sample with the distribution that it is scored in.
+    fn scored(&self, asked: &Asked, sample: Sample) -> Result<Sample, RlError> {
+        if self.parts.config.as_drawn { as_drawn(self.parts.engine.model(), asked, sample) } else { Ok(sample) }
     }
 
     /// The adapter that sampled a completion, unless it is the current one.
@@ -233,7 +232,7 @@ impl Maker<'_> {
         let mut members = Vec::with_capacity(finished.len());
         for one in finished {
             input.samples.push(fresh_input(model, &asked.task, &one, self.current, &row.metadata));
-            let sample = Sample { guidance: self.guidance(asked)?, ..sample_of(model, &asked.task, &one)? };
+            let sample = self.scored(asked, sample_of(model, &asked.task, &one)?)?;
             let items = vec![Item { id: one.id, kind: SampleKind::Completion }];
             let judged = Judged { sample, advantage: 0.0, weight: 1.0, behaviour: None };
             members.push(Member { judged, items, behind: 0, image: row.kind == store::Kind::Image });

@@ -4,6 +4,7 @@ use candle_core::Device;
 
 use super::*;
 use crate::models::optim::OptimConfig;
+use crate::rl::logprob::Drawn;
 use crate::rl::masks::{Role, Tail, roles};
 use crate::rl::policy::LoraConfig;
 use crate::rl::preference::{DpoConfig, KtoConfig};
@@ -36,7 +37,7 @@ fn batch() -> Vec<Judged> {
                 vocab: 0..text,
                 roles,
                 commit_steps: vec![],
-                guidance: None,
+                drawn: Drawn::default(),
             };
             Judged { sample, advantage: if i % 2 == 0 { 0.7 } else { -0.7 }, weight: 1.0, behaviour: None }
         })

@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use candle_core::{Device, Tensor, Var};
 use lacuna::models::{Backbone, ModelError, ModelSpec, Packed};
-use lacuna::rl::logprob::Sample;
+use lacuna::rl::logprob::{Drawn, Sample};
 use lacuna::rl::masks::Role;
 use serde_json::Value;
 
@@ -94,7 +94,7 @@ fn sample(row: &[u32], completion: Range<usize>, vocab: Range<u32>) -> Sample {
         completion: row[completion].to_vec(),
         vocab,
         commit_steps: Vec::new(),
-        guidance: None,
+        drawn: Drawn::default(),
     }
 }
 
