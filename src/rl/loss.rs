@@ -15,6 +15,9 @@ const MAX_LOG_RATIO: f64 = 20.0;
 /// reference is still pulled back, by a bounded force (a plain clamp would let it go).
 const MAX_KL_EXPONENT: f64 = 10.0;
 
+/// Ratio at which [`Clip::Dual`] lets go of what was made more likely although it was bad; as in its paper.
+const DUAL: f64 = 3.0;
+
 /// What is compared with the clip range.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Level {
@@ -29,6 +32,8 @@ pub enum Level {
 pub enum Clip {
     /// PPO: `−min(ρA, clip(ρ)A)`. Bounds what an update gains, not what it loses: A < 0 with ρ ≫ 1 is unbounded.
     Ppo,
+    /// PPO's, bounded there too: A < 0 with ρ > 3 has no gradient (dual-clip PPO, arXiv 1912.09729).
+    Dual,
     /// The log-ratio is clipped on the side where the advantage has been followed too far (the code's `gmpo`).
     OneSided,
     /// `−clip(ρ)·A·log π` with the clipped ratio detached (StableDRL, arXiv 2603.06743): bounded on both sides.
@@ -298,7 +303,10 @@ fn policy(config: &LossConfig, new: f64, d: f64, a: f64) -> Policy {
     let slope = if d == bounded { ratio } else { 0.0 };
     let within = ratio.clamp(1.0 - config.eps_low, 1.0 + config.eps_high);
     match config.clip {
-        Clip::Ppo => {
+        Clip::Dual if a < 0.0 && ratio > DUAL => {
+            Policy { value: -DUAL * a, derivative: 0.0, clipped: true, outside: true }
+        }
+        Clip::Ppo | Clip::Dual => {
             let clipped = ratio * a > within * a;
             let (value, derivative) = if clipped { (-within * a, 0.0) } else { (-ratio * a, -slope * a) };
             Policy { value, derivative, clipped, outside: ratio != within && a != 0.0 }

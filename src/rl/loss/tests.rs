@@ -25,7 +25,7 @@ fn free(beta: f64) -> LossConfig {
 fn every_config() -> Vec<LossConfig> {
     let mut all = Vec::new();
     for level in [Level::Token, Level::Sequence] {
-        for clip in [Clip::Ppo, Clip::OneSided, Clip::Unconditional] {
+        for clip in [Clip::Ppo, Clip::Dual, Clip::OneSided, Clip::Unconditional] {
             for kl in [Kl::K1, Kl::K2, Kl::K3] {
                 for mean in [Mean::Token, Mean::Sequence] {
                     all.push(LossConfig { level, clip, kl, mean, ..LossConfig::default() });
@@ -109,6 +109,13 @@ fn p4_the_gradient_is_cut_only_where_an_advantage_was_followed_too_far() {
         // B6: PPO's minimum does not bound what was made more likely although it was bad.
         assert_eq!(gradient(3.0, -2.0, clip), (2.0 * 3f64.exp(), 0, 1));
     }
+    // Below its bound it is PPO's; there the value goes on without a step, and then not at all.
+    for (d, a) in [(0.1, 2.0), (0.5, 2.0), (-0.5, -2.0), (-0.5, 2.0), (1.0, -2.0), (3.0, 2.0)] {
+        assert_eq!(gradient(d, a, Clip::Dual), gradient(d, a, Clip::Ppo));
+    }
+    assert_eq!(gradient(1.2, -2.0, Clip::Dual), (0.0, 1, 0));
+    let value = |d: f64| policy(&LossConfig { clip: Clip::Dual, ..free(0.0) }, -1.0, d, -2.0).value;
+    close(value(3f64.ln() - 1e-9), value(3f64.ln() + 1e-9), 1e-6);
     let stable = |d, a| gradient(d, a, Clip::Unconditional).0;
     close(stable(3.0, -2.0), 2.4, 1e-12);
     close(stable(-3.0, -2.0), 1.6, 1e-12);
