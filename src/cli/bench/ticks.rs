@@ -91,16 +91,14 @@ impl Bare {
     /// # Errors
     /// When the model fails.
     pub fn add(&mut self, model: &Model, batches: &[Packed]) -> anyhow::Result<()> {
-        // As the engine computes: on one of the threads.
-        rayon::scope(|_| {
-            let start = Instant::now();
-            for batch in batches {
-                model.backbone.forward(batch)?;
-                self.rows += batch.rows();
-            }
-            self.time += start.elapsed();
-            Ok(())
-        })
+        let start = Instant::now();
+        for batch in batches {
+            // Where the engine computes: on one of the pool's threads.
+            rayon::scope(|_| model.backbone.forward(batch))?;
+            self.rows += batch.rows();
+        }
+        self.time += start.elapsed();
+        Ok(())
     }
 
     /// Rows per second; `None` without any.
