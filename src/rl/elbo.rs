@@ -102,6 +102,7 @@ mod tests {
             suffix: vec![],
             vocab: 0..9,
             commit_steps: vec![],
+            logprobs: vec![],
             drawn: Drawn::default(),
             completion,
             roles,

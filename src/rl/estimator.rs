@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::RlError;
 use super::logprob::{Sample, View};
 use super::loss::Mean;
-use super::masks::{Mask, MaskMode, coupled, draw, ratio, spread_ratio, trajectory, uniforms};
+use super::masks::{Mask, MaskMode, coupled, decision, draw, ratio, spread_ratio, trajectory, uniforms};
 use crate::diffusion::rng::Purpose;
 
 /// A likelihood estimator.
@@ -31,6 +31,9 @@ pub enum Estimator {
     /// before it (TraceRL, arXiv 2509.06949). With an ancestral sampler the sum over the parts is the likelihood of the
     /// choices that were made, up to what one part draws at once.
     Trajectory,
+    /// The completion's own way, at the μ steps that were least decided, each as the sampler saw it: one an inner step.
+    /// The gradient of the other steps is small (see [`decision`]).
+    Decisions,
     /// The whole completion masked, prompt tokens too with this probability (arXiv 2504.12216: 0.15).
     DiffuGrpo {
         /// Probability of masking a prompt token.
@@ -75,7 +78,7 @@ impl Estimator {
         let (field, values) = match *self {
             Self::MaskGrpo { gamma, .. } => ("gamma", [gamma, gamma]),
             Self::DiffuGrpo { prompt } => ("prompt", [prompt, prompt]),
-            Self::UniGrpo | Self::Trajectory => return Ok(()),
+            Self::UniGrpo | Self::Trajectory | Self::Decisions => return Ok(()),
             Self::Coupled { ratio: (low, high) } if low > 0.0 && low <= high => ("ratio", [low, high]),
             Self::Coupled { ratio: (low, high) } => {
                 return Err(RlError::invalid("ratio", format!("{low} to {high}; it must rise from above 0")));
@@ -115,6 +118,10 @@ impl Estimator {
                 // Where an example begins is its own matter, so that every inner step sees early and late parts.
                 let part = ((first() * f64::from(inner)) as u32 + j) % inner.max(1);
                 vec![trajectory(&sample.commit_steps, roles, inner.max(1), part)]
+            }
+            Self::Decisions => {
+                let rank = ((first() * f64::from(inner)) as u32 + j) % inner.max(1);
+                vec![decision(&sample.commit_steps, &sample.logprobs, roles, rank as usize)]
             }
             Self::DiffuGrpo { prompt } => {
                 let draw_prompt = by(Purpose::PromptMask);
@@ -269,6 +276,7 @@ mod tests {
             suffix: vec![],
             vocab: 0..100,
             commit_steps: vec![],
+            logprobs: vec![],
             drawn: Drawn::default(),
             completion,
             roles,
@@ -333,6 +341,24 @@ mod tests {
         let drawn: Vec<Mask> = drawn.collect();
         assert!((0..12).all(|a| (0..a).all(|b| drawn[a] != drawn[b])));
         assert!(Step::draw(&Estimator::TEXT, &samples, 1, 12, 12).is_err());
+    }
+
+    #[test]
+    fn decisions_are_the_least_decided_steps_once_each_wherever_an_example_begins() {
+        let steps: Vec<u32> = (0..12).map(|k| k / 2).collect();
+        let logprobs = vec![-0.1, 0.0, -3.0, 0.0, -0.2, 0.0, -1.0, 0.0, -0.3, 0.0, -2.0, 0.0];
+        let begins: Vec<usize> = (0..40)
+            .map(|id| {
+                let sample = Sample { commit_steps: steps.clone(), logprobs: logprobs.clone(), ..sample(id, 12) };
+                let at = |j| Estimator::Decisions.masks(&sample, 1, 3, j)[0].positions().collect::<Vec<_>>();
+                let mut all: Vec<Vec<usize>> = (0..3).map(at).collect();
+                let first = all[0][0];
+                all.sort();
+                assert_eq!(all, [vec![2, 3], vec![6, 7], vec![10, 11]]);
+                first
+            })
+            .collect();
+        assert!([2, 6, 10].iter().all(|first| begins.contains(first)), "{begins:?}");
     }
 
     #[test]

@@ -18,7 +18,7 @@ use head::Head;
 mod head;
 mod view;
 
-pub use view::{Drawn, Guidance, Order, Sample, View};
+pub use view::{Drawn, Guidance, Sample, View};
 
 /// The log-probabilities of some views' masked tokens, in one tensor.
 #[derive(Debug)]

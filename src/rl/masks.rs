@@ -3,6 +3,8 @@
 //! Pure: lengths, ratios and uniform draws in, booleans out. A draw is keyed by (seed, example, inner step, position)
 //! and by nothing else, so the new, the old and the reference policy get the same mask in any batch and on any device.
 
+use std::collections::BTreeMap;
+
 use crate::diffusion::rng::{Purpose, mix64, uniform};
 
 /// The largest ratio of a schedule: a little context always remains possible.
@@ -117,6 +119,27 @@ pub fn trajectory(steps: &[u32], roles: &[Role], parts: u32, part: u32) -> Mask 
         (0..roles.len()).map(|k| (roles[k] == Role::Scored).then(|| of(step_of(steps, k)))).collect();
     let scored = parts.iter().map(|of| *of == Some(part)).collect();
     let hidden = parts.iter().map(|of| of.is_some_and(|of| of > part)).collect();
+    Mask { hidden, ..Mask::new(scored) }
+}
+
+/// One step of the way a completion was generated, as the sampler saw it: what came before is visible, what was committed
+/// is scored, what came later is hidden. It is the step that is number `rank` when the least decided comes first: most
+/// tokens are all but certain once those around them are known, and have no gradient; what differs between completions was
+/// decided in a few steps. `logprobs` are those of the tokens when they were drawn; one that is not known counts as open.
+#[must_use]
+pub fn decision(steps: &[u32], logprobs: &[f32], roles: &[Role], rank: usize) -> Mask {
+    let mut open: BTreeMap<u32, f64> = BTreeMap::new();
+    for k in (0..roles.len()).filter(|&k| roles[k] == Role::Scored) {
+        // The squared gradient by the logit of the token that was drawn.
+        let left = 1.0 - logprobs.get(k).map_or(0.0, |logprob| f64::from(*logprob).exp());
+        *open.entry(step_of(steps, k)).or_default() += left * left;
+    }
+    let mut ranked: Vec<(u32, f64)> = open.into_iter().collect();
+    ranked.sort_by(|a, b| b.1.total_cmp(&a.1));
+    let chosen = ranked.get(rank).map(|(step, _)| *step);
+    let at = |k: usize| (roles[k] == Role::Scored).then(|| step_of(steps, k)).zip(chosen);
+    let scored = (0..roles.len()).map(|k| at(k).is_some_and(|(step, chosen)| step == chosen)).collect();
+    let hidden = (0..roles.len()).map(|k| at(k).is_some_and(|(step, chosen)| step > chosen)).collect();
     Mask { hidden, ..Mask::new(scored) }
 }
 
@@ -260,6 +283,22 @@ mod tests {
         let all = trajectory(&[], &[Role::Scored; 5], 4, 0);
         assert_eq!((all.count(), all.hidden.iter().any(|h| *h)), (5, false));
         assert!((1..4).all(|part| trajectory(&[], &[Role::Scored; 5], 4, part).count() == 0));
+    }
+
+    #[test]
+    fn the_least_decided_step_comes_first_as_the_sampler_saw_it() {
+        let (steps, logprobs) = ([1, 0, 0, 2, 2, 1, 4], [0.0, -0.1, -0.1, -2.0, -0.01, -5.0]);
+        let mut roles = vec![Role::Scored; 7];
+        roles[5] = Role::Given;
+        let ranked: Vec<Mask> = (0..5).map(|rank| decision(&steps, &logprobs, &roles, rank)).collect();
+        let scored = |mask: &Mask| mask.positions().collect::<Vec<_>>();
+        // What is not known counts as open; after that 0.75 at step 2, 0.02 at step 0, nothing at step 1.
+        assert_eq!(ranked.iter().map(scored).collect::<Vec<_>>(), [vec![6], vec![3, 4], vec![1, 2], vec![0], vec![]]);
+        let hidden = |mask: &Mask| (0..7).filter(|&k| mask.hidden[k]).collect::<Vec<_>>();
+        assert_eq!(
+            ranked.iter().map(hidden).collect::<Vec<_>>(),
+            [vec![], vec![6], vec![0, 3, 4, 6], vec![3, 4, 6], vec![]]
+        );
     }
 
     #[test]

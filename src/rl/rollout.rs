@@ -6,10 +6,9 @@
 use uuid::Uuid;
 
 use super::RlError;
-use super::logprob::{Drawn, Guidance, Order, Sample};
+use super::logprob::{Drawn, Guidance, Sample};
 use super::masks::{Role, Tail, roles};
 use crate::adapters::VersionId;
-use crate::diffusion::params::ImageSampler;
 use crate::engine::job::{Fidelity, FinishReason, ImageParams, Priority, Prompt, Task, TextParams};
 use crate::engine::{Engine, EngineError, Event, Finished, Request};
 use crate::models::Model;
@@ -101,22 +100,18 @@ impl Asked {
 /// batch.
 const COLDEST: f64 = 0.1;
 
-/// `sample` scored as it was drawn: texts at the temperature of their tokens, images also with their guidance and, where
-/// confidence decided it, with the order of their positions. Greedy tokens count as drawn at 1.
+/// `sample` scored as its tokens were drawn: at their temperature, images also with their guidance. Greedy tokens count as
+/// drawn at 1.
 ///
 /// # Errors
 /// When the negative prompt does not tokenise.
 pub fn as_drawn(model: &Model, asked: &Asked, sample: Sample) -> Result<Sample, RlError> {
     let drawn = match &asked.task {
         Task::Text(params) => Drawn { temperature: scored_at(params.temperature), ..Drawn::default() },
-        Task::Image(params) => {
-            let order = Order { noise: params.temperature, steps: params.steps as u32 }; // bounded by `max_steps`
-            Drawn {
-                temperature: scored_at(params.draw_temperature()),
-                guidance: guidance(model, asked, params.guidance_scale)?,
-                order: (params.sampler == ImageSampler::Maskgit).then_some(order),
-            }
-        }
+        Task::Image(params) => Drawn {
+            temperature: scored_at(params.draw_temperature()),
+            guidance: guidance(model, asked, params.guidance_scale)?,
+        },
     };
     Ok(Sample { drawn, ..sample })
 }
@@ -147,6 +142,7 @@ struct Parts<'a> {
     prompt_ids: &'a [u32],
     tokens: &'a [u32],
     commit_steps: &'a [i32],
+    logprobs: &'a [f32],
     /// It ended by itself, before its canvas did.
     stopped: bool,
     task: &'a Task,
@@ -164,6 +160,7 @@ pub fn sample_of(model: &Model, task: &Task, finished: &Finished) -> Result<Samp
             prompt_ids: &finished.prompt_ids,
             tokens: &finished.tokens,
             commit_steps: &finished.commit_steps,
+            logprobs: &finished.logprobs,
             stopped: finished.finish_reason == FinishReason::Stop,
             task,
         },
@@ -182,6 +179,7 @@ pub fn sample_of_row(model: &Model, asked: &Asked, row: &CompletionRow) -> Resul
             prompt_ids: &row.prompt_ids,
             tokens: &row.tokens,
             commit_steps: &row.commit_steps,
+            logprobs: &row.logprobs,
             stopped: row.finish_reason == "stop",
             task: &asked.task,
         },
@@ -214,6 +212,7 @@ fn sample(model: &Model, parts: &Parts<'_>) -> Result<Sample, RlError> {
                 vocab: codes,
                 roles,
                 commit_steps: steps_of(parts.commit_steps),
+                logprobs: parts.logprobs.to_vec(),
                 drawn: Drawn::default(),
             })
         }
@@ -242,6 +241,7 @@ fn sample(model: &Model, parts: &Parts<'_>) -> Result<Sample, RlError> {
                 vocab: spec.text_ids.clone(),
                 roles,
                 commit_steps: steps_of(parts.commit_steps),
+                logprobs: parts.logprobs.to_vec(),
                 drawn: Drawn::default(),
             })
         }
@@ -316,7 +316,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_scored_as_drawn_has_its_guidance_temperature_and_order() {
+    fn what_is_scored_as_drawn_has_its_guidance_and_temperature() {
         let model = starter::model::load(&candle_core::Device::Cpu).unwrap();
         let drawn = |kind, params: serde_json::Value| {
             let row = row(kind, vec![1; 8], vec![0; 8], params);
@@ -330,10 +330,10 @@ mod tests {
             drawn(Kind::Image, params)
         };
         let emerge = image(json!({"temperature": 0.7}));
-        assert_eq!((emerge.temperature, emerge.guidance.map(|g| g.scale), emerge.order), (0.7, Some(0.5), None));
+        assert_eq!((emerge.temperature, emerge.guidance.map(|g| g.scale)), (0.7, Some(0.5)));
         // maskgit's `temperature` is that of its order.
         let maskgit = image(json!({"sampler": {"kind": "maskgit"}, "temperature": 2.0, "token_temperature": 0.6}));
-        assert_eq!((maskgit.temperature, maskgit.order), (0.6, Some(Order { noise: 2.0, steps: 16 })));
+        assert_eq!(maskgit.temperature, 0.6);
         assert_eq!(image(json!({"guidance_scale": 0.0})).guidance, None);
         let text = |temperature: f64| {
             let mut params = text_params(&[]);

@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use candle_core::{D, DType, Tensor};
+use candle_core::{DType, Tensor};
 
 use super::super::RlError;
 use super::View;
@@ -20,18 +20,6 @@ pub(super) struct Head {
     scales: Option<Vec<f32>>,
     /// 1 / temperature per row.
     sharpness: Vec<f32>,
-    /// Of views with an order, one by one.
-    choices: Vec<Choice>,
-}
-
-/// The choice of some of a view's rows, and of their tokens.
-struct Choice {
-    /// Rows that could have been chosen.
-    among: usize,
-    /// Those that were.
-    rows: Vec<usize>,
-    /// Scale of the noise.
-    noise: f64,
 }
 
 impl Head {
@@ -43,36 +31,24 @@ impl Head {
         views: impl Iterator<Item = View<'a>> + Clone,
     ) -> Self {
         let start = packed.needed.len();
-        let mut head = Self {
-            rows: start..start,
-            vocab: 0..0,
-            targets: Vec::new(),
-            scales: None,
-            sharpness: Vec::new(),
-            choices: Vec::new(),
-        };
+        let mut head =
+            Self { rows: start..start, vocab: 0..0, targets: Vec::new(), scales: None, sharpness: Vec::new() };
         for view in views.clone() {
-            let (sample, needed) = (view.sample, view.needed());
-            let at = |&k: &usize| (sample.prefix.len() + k) as u32;
-            packed.push_adapted(&view.input(mask_id), needed.iter().map(at), adapter.cloned());
+            let sample = view.sample;
+            let at = |k: usize| (sample.prefix.len() + k) as u32;
+            packed.push_adapted(&view.input(mask_id), view.mask.positions().map(at), adapter.cloned());
             head.targets.extend(view.mask.positions().map(|k| sample.completion[k] - sample.vocab.start));
-            head.sharpness.extend(std::iter::repeat_n((1.0 / sample.drawn.temperature) as f32, needed.len()));
-            head.choices.extend(view.noise().map(|noise| Choice {
-                among: needed.len(),
-                rows: (0..needed.len()).filter(|&row| view.mask.completion[needed[row]]).collect(),
-                noise,
-            }));
+            head.sharpness.extend(view.mask.positions().map(|_| (1.0 / sample.drawn.temperature) as f32));
             head.vocab = sample.vocab.clone();
         }
         for view in views {
             let Some(guidance) = &view.sample.drawn.guidance else { continue };
-            let needed = view.needed();
-            let at = |&k: &usize| (guidance.prefix.len() + k) as u32;
+            let at = |k: usize| (guidance.prefix.len() + k) as u32;
             let prefix = guidance.prefix.iter().copied();
             let ids: Vec<u32> = prefix.chain(view.body(mask_id)).chain(guidance.suffix.iter().copied()).collect();
-            packed.push_adapted(&ids, needed.iter().map(at), adapter.cloned());
+            packed.push_adapted(&ids, view.mask.positions().map(at), adapter.cloned());
             let scales = head.scales.get_or_insert_with(Vec::new);
-            scales.extend(std::iter::repeat_n(guidance.scale as f32, needed.len()));
+            scales.extend(view.mask.positions().map(|_| guidance.scale as f32));
         }
         head.rows.end = packed.needed.len();
         head
@@ -88,31 +64,9 @@ impl Head {
             let (conditional, unconditional) = (logits.narrow(0, 0, n)?, logits.narrow(0, n, n)?);
             logits = (&conditional + (&conditional - unconditional)?.broadcast_mul(&scale)?)?;
         }
-        let tempered = match self.sharpness.iter().all(|sharpness| *sharpness == 1.0) {
-            true => logits.clone(),
-            false => logits.broadcast_mul(&Tensor::from_slice(&self.sharpness, (n, 1), logits.device())?)?,
-        };
-        if self.choices.is_empty() {
-            return Ok(token_logprob(&tempered, &self.targets)?);
+        if self.sharpness.iter().any(|sharpness| *sharpness != 1.0) {
+            logits = logits.broadcast_mul(&Tensor::from_slice(&self.sharpness, (n, 1), logits.device())?)?;
         }
-        self.chosen(&logits, &tempered)
-    }
-
-    /// log P of the choices of position and token. Every masked position j draws a token y with probability `t_j(y)`, at
-    /// the temperature, and the highest `log p_j(y) + noise·Gumbel` commits, p without the temperature. With the draws of
-    /// the other positions at their mean, P is a softmax over all pairs: `t_j(y) · p_j(y)^(1/noise)`, normalised.
-    fn chosen(&self, logits: &Tensor, tempered: &Tensor) -> Result<Tensor, RlError> {
-        let (width, mut start, mut targets) = (self.vocab.len(), 0, self.targets.iter());
-        let mut out = Vec::with_capacity(self.choices.len());
-        for Choice { among, rows, noise } in &self.choices {
-            let log_softmax = |of: &Tensor| candle_nn::ops::log_softmax(&of.narrow(0, start, *among)?, D::Minus1);
-            let joint = (log_softmax(tempered)? + (log_softmax(logits)? / *noise)?)?.flatten_all()?;
-            let chosen: Vec<u32> =
-                rows.iter().zip(&mut targets).map(|(row, target)| (row * width) as u32 + target).collect();
-            let chosen = joint.index_select(&Tensor::new(chosen, joint.device())?, 0)?;
-            out.push(chosen.broadcast_sub(&joint.log_sum_exp(0)?)?);
-            start += among;
-        }
-        Ok(Tensor::cat(&out, 0)?)
+        Ok(token_logprob(&logits, &self.targets)?)
     }
 }

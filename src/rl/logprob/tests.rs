@@ -100,6 +100,7 @@ fn text(id: u64, len: usize) -> Sample {
         vocab: 0..30,
         roles,
         commit_steps: vec![],
+        logprobs: vec![],
         drawn: Drawn::default(),
     }
 }
@@ -115,6 +116,7 @@ fn image(id: u64) -> Sample {
         vocab: 32..48,
         roles,
         commit_steps: vec![],
+        logprobs: vec![],
         drawn: Drawn::default(),
     }
 }
@@ -124,17 +126,17 @@ fn guided(scale: f64) -> Sample {
     Sample { drawn: Drawn { guidance, ..Drawn::default() }, ..image(9) }
 }
 
-/// Guided, cold, committed in an order: two positions a step.
-fn ordered() -> Sample {
-    let order = Some(Order { noise: 2.0, steps: 4 });
-    let drawn = Drawn { temperature: 0.6, order, ..guided(1.5).drawn };
-    Sample { drawn, commit_steps: vec![0, 3, 1, 2, 0, 1, 3, 2], ..image(7) }
+/// Guided and cold.
+fn cold() -> Sample {
+    let drawn = Drawn { temperature: 0.6, ..guided(1.5).drawn };
+    let logprobs = vec![-2.0, -0.1, -0.5, -1.0, 0.0, 0.0, -3.0, -0.2];
+    Sample { drawn, commit_steps: vec![0, 3, 1, 2, 0, 1, 3, 2], logprobs, ..image(7) }
 }
 
 /// Images and text mixed, so that the order of the forward is not theirs.
 fn batch() -> Vec<Sample> {
     let warm = Sample { drawn: Drawn { temperature: 1.3, ..Drawn::default() }, ..text(5, 12) };
-    vec![image(1), text(2, 9), guided(1.5), text(3, 1), ordered(), image(4), warm]
+    vec![image(1), text(2, 9), guided(1.5), text(3, 1), cold(), image(4), warm]
 }
 
 fn max_difference(a: &[Vec<f32>], b: &[Vec<f32>]) -> f32 {
@@ -238,61 +240,6 @@ fn a_temperature_divides_the_logits() {
 }
 
 #[test]
-fn an_order_is_a_choice_of_position_and_token() {
-    let model = model();
-    let sample = Sample { commit_steps: vec![1; 8], ..ordered() };
-    let plain = all_choices(&model, &Sample { drawn: guided(1.5).drawn, ..sample.clone() });
-    let got = all_choices(&model, &sample);
-    // By hand: t_j(y) · p_j(y)^(1/noise), normalised; at step 1 of 4 half of the noise of 2 is left.
-    let noise = 1.0;
-    let joint: Vec<Vec<f64>> = plain
-        .iter()
-        .map(|row| tempered(row, 0.6).iter().zip(row).map(|(drawn, plain)| drawn + plain / noise).collect())
-        .collect();
-    let total = joint.iter().flatten().map(|lp| lp.exp()).sum::<f64>().ln();
-    for (expected, got) in joint.iter().flatten().zip(got.iter().flatten()) {
-        assert!((expected - total - got).abs() < 1e-4, "{} {got}", expected - total);
-    }
-    let whole = got.iter().flatten().map(|lp| lp.exp()).sum::<f64>();
-    assert!((whole - 1.0).abs() < 1e-4, "{whole}");
-    // As often as the sampler's rule chooses so, up to the mean that stands for the other positions' draws.
-    let mut s = Stream::new(5, 0);
-    let (draws, mut seen) = (40_000, vec![0.0; 8]);
-    for _ in 0..draws {
-        let score = |row: &Vec<f64>, s: &mut Stream| {
-            let (mut left, mut at) = (s.unit(), 0);
-            let cold = tempered(row, 0.6);
-            while at + 1 < cold.len() && left >= cold[at].exp() {
-                left -= cold[at].exp();
-                at += 1;
-            }
-            row[at] - noise * (-(s.unit().max(1e-12)).ln()).ln()
-        };
-        let scores: Vec<f64> = plain.iter().map(|row| score(row, &mut s)).collect();
-        let first = (0..8).max_by(|&a, &b| scores[a].total_cmp(&scores[b])).unwrap();
-        seen[first] += 1.0 / f64::from(draws);
-    }
-    for (row, seen) in got.iter().zip(seen) {
-        let expected = row.iter().map(|lp| lp.exp()).sum::<f64>();
-        assert!((expected - seen).abs() < 0.1 * expected, "{expected} {seen}");
-    }
-}
-
-#[test]
-fn without_noise_an_order_is_scored_at_the_least() {
-    let (model, mask) = (model(), Mask { hidden: vec![false; 8], ..Mask::new(vec![true; 8]) });
-    let of = |noise, step| {
-        let order = Some(Order { noise, steps: 4 });
-        let sample = Sample { drawn: Drawn { order, ..ordered().drawn }, commit_steps: vec![step; 8], ..ordered() };
-        logprobs(&model, None, &[View { sample: &sample, mask: &mask }], 99).unwrap()
-    };
-    // 2·(1 − 3/4) is the least; at the last step, and where the step is not known, nothing would be left.
-    assert_eq!(of(2.0, 2), of(0.0, 0));
-    assert_eq!([of(2.0, 3), of(2.0, u32::MAX)], [of(0.0, 0), of(0.0, 0)]);
-    assert!(max_difference(&of(2.0, 0), &of(0.0, 0)) > 1e-3);
-}
-
-#[test]
 fn hidden_positions_are_masked_in_the_input_and_kept_ones_are_not() {
     let completion = vec![3, 0, 7, 8];
     let sample = |tail| Sample { roles: roles(&completion, &[0], tail), completion: completion.clone(), ..text(1, 4) };
@@ -327,7 +274,7 @@ fn what_does_not_fit_is_refused_and_nothing_is_an_empty_estimate() {
 #[test]
 fn every_variable_has_the_gradient_of_finite_differences() {
     let (model, samples, variables) = (model(), batch(), variables());
-    for estimator in [Estimator::TEXT, Estimator::COUPLED, Estimator::Trajectory] {
+    for estimator in [Estimator::TEXT, Estimator::COUPLED, Estimator::Trajectory, Estimator::Decisions] {
         let step = Step::draw(&estimator, &samples, 3, 4, 0).unwrap();
         // The old policy and the reference are other adapters: ratios and penalties away from one and zero.
         let reference = step.gather(&logprobs(&model, None, &step.views(), 99).unwrap());

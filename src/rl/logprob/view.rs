@@ -21,8 +21,11 @@ pub struct Sample {
     /// What each completion position is to training.
     pub roles: Vec<Role>,
     /// Step at which each completion position was committed; what is missing at the end came last. Only
-    /// `Estimator::Trajectory` asks.
+    /// `Estimator::Trajectory` and `Estimator::Decisions` ask.
     pub commit_steps: Vec<u32>,
+    /// Log-probability that the sampler gave each completion token; what is missing is not known. Only
+    /// `Estimator::Decisions` asks.
+    pub logprobs: Vec<f32>,
     /// How it was drawn.
     pub drawn: Drawn,
 }
@@ -35,34 +38,11 @@ pub struct Drawn {
     pub temperature: f64,
     /// What it was steered away from.
     pub guidance: Option<Guidance>,
-    /// How it was decided what commits first, when confidence decided: scores are then of position and token together.
-    pub order: Option<Order>,
 }
 
 impl Default for Drawn {
     fn default() -> Self {
-        Self { temperature: 1.0, guidance: None, order: None }
-    }
-}
-
-/// How a confidence-ordered sampler chooses: the highest logarithm of the drawn token's probability, plus Gumbel noise of
-/// scale `noise·(1 − (step + 1)/steps)`.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Order {
-    /// Scale of the noise before it is annealed.
-    pub noise: f64,
-    /// Steps over which it is.
-    pub steps: u32,
-}
-
-/// Least noise at which an order is scored: gradients grow as its inverse, and late in a completion hardly anything
-/// depends on what commits first.
-const LEAST_NOISE: f64 = 0.5;
-
-impl Order {
-    /// The scale at `step`.
-    fn at(self, step: u32) -> f64 {
-        (self.noise * (1.0 - (f64::from(step) + 1.0) / f64::from(self.steps.max(1)))).max(LEAST_NOISE)
+        Self { temperature: 1.0, guidance: None }
     }
 }
 
@@ -134,25 +114,8 @@ impl View<'_> {
     }
 
     /// Views that are equal here share one head: text before images, unguided before guided.
-    pub(super) fn head(&self) -> (u32, u32, bool, bool) {
+    pub(super) fn head(&self) -> (u32, u32, bool) {
         let Sample { vocab, drawn, .. } = self.sample;
-        (vocab.start, vocab.end, drawn.guidance.is_some(), drawn.order.is_some())
-    }
-
-    /// The positions whose logits its log-probabilities depend on, ascending: with an order all masked ones, among which
-    /// the scored ones were chosen.
-    pub(super) fn needed(&self) -> Vec<usize> {
-        let hidden = |k: usize| self.mask.hidden.get(k).copied().unwrap_or(false);
-        let ordered = self.sample.drawn.order.is_some();
-        let needed = |&(k, scored): &(usize, &bool)| *scored || (ordered && hidden(k));
-        self.mask.completion.iter().enumerate().filter(needed).map(|(k, _)| k).collect()
-    }
-
-    /// Mean scale of the noise when the scored positions were chosen; `None` without an order.
-    pub(super) fn noise(&self) -> Option<f64> {
-        let order = self.sample.drawn.order?;
-        let step = |k| self.sample.commit_steps.get(k).copied().unwrap_or(u32::MAX);
-        let sum = self.mask.positions().map(|k| order.at(step(k))).sum::<f64>();
-        Some(sum / self.mask.count().max(1) as f64)
+        (vocab.start, vocab.end, drawn.guidance.is_some())
     }
 }

@@ -43,6 +43,8 @@ pub enum EstimatorKind {
     CoupledGrpo,
     /// The completion's own way, arXiv 2509.06949.
     Trajectory,
+    /// The completion's own way, at its least decided steps.
+    Decisions,
 }
 
 /// What an update makes smaller.
@@ -157,7 +159,7 @@ pub struct TrainingConfig {
     /// How the shares are laid out over inner steps.
     pub ratios: Ratios,
     /// Score completions as they were drawn, rather than by the conditional model: at the temperature of their tokens, and
-    /// images also with their guidance and with the order in which confidence committed their positions.
+    /// images also with their guidance.
     pub as_drawn: bool,
     /// Clip range.
     pub epsilon: f64,
@@ -302,6 +304,7 @@ impl TrainingConfig {
                 Estimator::MaskGrpo { mode, gamma, ratios }
             }
             EstimatorKind::Trajectory => Estimator::Trajectory,
+            EstimatorKind::Decisions => Estimator::Decisions,
             EstimatorKind::DiffuGrpo => Estimator::DIFFU,
             EstimatorKind::UniGrpo => Estimator::UniGrpo,
             EstimatorKind::CoupledGrpo => Estimator::COUPLED,

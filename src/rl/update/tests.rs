@@ -37,6 +37,7 @@ fn batch() -> Vec<Judged> {
                 vocab: 0..text,
                 roles,
                 commit_steps: vec![],
+                logprobs: vec![],
                 drawn: Drawn::default(),
             };
             Judged { sample, advantage: if i % 2 == 0 { 0.7 } else { -0.7 }, weight: 1.0, behaviour: None }

@@ -94,6 +94,7 @@ fn sample(row: &[u32], completion: Range<usize>, vocab: Range<u32>) -> Sample {
         completion: row[completion].to_vec(),
         vocab,
         commit_steps: Vec::new(),
+        logprobs: Vec::new(),
         drawn: Drawn::default(),
     }
 }
