@@ -96,6 +96,7 @@ fn batch() -> Vec<Judged> {
             vocab: 0..2047,
             roles,
             commit_steps: vec![],
+            logprobs: vec![],
             drawn: Drawn::default(),
         };
         Judged { sample, advantage: if id.is_multiple_of(2) { 1.0 } else { -1.0 }, weight: 1.0, behaviour: None }

@@ -290,7 +290,7 @@ impl Task {
             // A taste is learned in a few versions, and what comes after them would only move what is right.
             settle: match self {
                 Self::Taste => 2,
-                Self::Scenes => 4,
+                Self::Scenes => 12,
                 Self::Words => 0,
             },
             // When most are liked already, a wrong thumb must not count as much as a group that people disagree on.
