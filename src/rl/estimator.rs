@@ -105,6 +105,8 @@ impl Estimator {
         let by = |purpose| uniforms(seed, sample.id, j, purpose);
         // One draw for all inner steps of the example.
         let first = || uniforms(seed, sample.id, 0, Purpose::MaskRatio)(0);
+        // Where an example begins is its own matter, so that every inner step sees all of the way.
+        let turn = || ((first() * f64::from(inner)) as u32 + j) % inner.max(1);
         let roles = &sample.roles;
         match *self {
             Self::MaskGrpo { mode, gamma, ratios } => {
@@ -114,15 +116,8 @@ impl Estimator {
                 };
                 vec![Mask::new(draw(mode, ratio, roles, by(Purpose::Mask)))]
             }
-            Self::Trajectory => {
-                // Where an example begins is its own matter, so that every inner step sees early and late parts.
-                let part = ((first() * f64::from(inner)) as u32 + j) % inner.max(1);
-                vec![trajectory(&sample.commit_steps, roles, inner.max(1), part)]
-            }
-            Self::Decisions => {
-                let rank = ((first() * f64::from(inner)) as u32 + j) % inner.max(1);
-                vec![decision(&sample.commit_steps, &sample.logprobs, roles, rank as usize)]
-            }
+            Self::Trajectory => vec![trajectory(&sample.commit_steps, roles, inner.max(1), turn())],
+            Self::Decisions => vec![decision(&sample.commit_steps, &sample.logprobs, roles, turn() as usize)],
             Self::DiffuGrpo { prompt } => {
                 let draw_prompt = by(Purpose::PromptMask);
                 let prefix = (0..sample.prefix.len() as u32).map(|k| draw_prompt(k) < prompt).collect();
