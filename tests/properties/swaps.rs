@@ -31,24 +31,27 @@ fn version(model: &Model, number: u64) -> Arc<Adapter> {
     Arc::new(Adapter { id: VersionId::new("main", number).unwrap(), lora, manifest: None })
 }
 
+fn picture(steps: usize, sampler: ImageSampler) -> ImageParams {
+    ImageParams {
+        steps,
+        guidance_scale: 1.0,
+        schedule: Schedule::Cosine,
+        temperature: 1.0,
+        token_temperature: None,
+        sampler,
+        grid: (8, 8),
+        initial_codes: vec![],
+        preview_every: 0,
+    }
+}
+
 fn request(s: &mut Stream, adapter: Option<VersionId>, seed: u64) -> Request {
     let (prompt, task) = if s.chance(0.5) {
         let fidelity = [Fidelity::Exact, Fidelity::Prefix, Fidelity::Dual][s.below(3)];
         let params = TextParams { steps: 4, block_length: 4, temperature: 1.0, fidelity, ..quiet() };
         (words::sample_mixed(s, words::Split::Train).question, Task::Text(params))
     } else {
-        let params = ImageParams {
-            steps: 4,
-            guidance_scale: 1.0,
-            schedule: Schedule::Cosine,
-            temperature: 1.0,
-            token_temperature: None,
-            sampler: ImageSampler::Emerge,
-            grid: (8, 8),
-            initial_codes: vec![],
-            preview_every: 0,
-        };
-        (scenes::sample_any(s, scenes::Split::Train).caption, Task::Image(params))
+        (scenes::sample_any(s, scenes::Split::Train).caption, Task::Image(picture(4, ImageSampler::Emerge)))
     };
     Request {
         prompt: Prompt::Text(prompt),
@@ -129,6 +132,42 @@ async fn two_hundred_swaps_under_load_fail_and_mix_nothing() {
         assert_eq!((&pinned, finished.len()), (version, 2));
         assert_eq!(bits(&again), bits(finished), "request {seed} by {version}");
     }
+}
+
+#[tokio::test]
+async fn an_exchange_costs_no_tick() {
+    let model = model::load(&Device::Cpu).unwrap();
+    let versions: Vec<Arc<Adapter>> = (1..=3).map(|number| version(&model, number)).collect();
+    let limits = Limits { max_queue: 8, max_rows: 4096, max_running: 8, max_cache_bytes: 0 };
+    let engine = Engine::start(model, limits).unwrap();
+    let ask = |steps| {
+        let task = Task::Image(picture(steps, ImageSampler::Maskgit));
+        let request = Request { n: 1, task, follow: true, ..request(&mut Stream::new(1, 1), None, 1) };
+        engine.submit(request).unwrap()
+    };
+    let (mut swaps, mut in_flight) = (0, ask(32));
+    let mut last = in_flight.assigned.adapter.id.clone();
+    while let Some(event) = in_flight.next().await {
+        match event {
+            Event::Step { .. } => {
+                last = versions[swaps % 3].id.clone();
+                let routes = Routes::default().with_active(last.clone());
+                engine.publish(Serving::new(routes, versions.iter().cloned()).unwrap());
+                swaps += 1;
+            }
+            Event::Failed(error) => panic!("the request failed: {error}"),
+            _ => {}
+        }
+    }
+    assert!(swaps > 1, "{swaps}");
+    // The next request has what was published last, and the one in flight made a step in every tick. (A tick is counted
+    // after its events are sent: the last one may not be.)
+    let mut next = ask(1);
+    assert_eq!(next.assigned.adapter.id, last);
+    while next.next().await.is_some() {}
+    let counters = engine.counters();
+    assert_eq!(counters.ticks, counters.steps);
+    assert!(counters.steps >= 32, "{counters:?}");
 }
 
 #[tokio::test]

@@ -120,7 +120,7 @@ impl Latency {
 /// With nothing else going on, and while the trainer computes.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Latencies {
-    /// Before anything is learned.
+    /// After all learning.
     pub alone: Latency,
     /// While the trainer computes.
     pub training: Latency,

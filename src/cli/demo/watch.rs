@@ -61,14 +61,17 @@ impl Probe {
         Ok(self.client.generate(self.task.route(), &body).await?.1)
     }
 
-    /// Latencies of `n` requests.
+    /// Latencies of `n` requests, with the same pauses as while it trains: after one, caches are cold with and without
+    /// learning.
     ///
     /// # Errors
     /// When one fails.
     pub async fn some(&self, n: u64) -> anyhow::Result<Vec<Duration>> {
         let mut out = Vec::new();
         for index in 0..n {
-            out.push(self.one(index).await?);
+            let latency = self.one(index).await?;
+            out.push(latency);
+            tokio::time::sleep(latency * SPACING).await;
         }
         Ok(out)
     }
