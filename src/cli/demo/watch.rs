@@ -61,8 +61,8 @@ impl Probe {
         Ok(self.client.generate(self.task.route(), &body).await?.1)
     }
 
-    /// Latencies of `n` requests, with the same pauses as while it trains: after one, caches are cold with and without
-    /// learning.
+    /// Latencies of `n` requests, with the same pauses as while it trains: an engine that has rested can be slower, with and
+    /// without learning.
     ///
     /// # Errors
     /// When one fails.
