@@ -81,6 +81,7 @@ impl TextDefaults {
             guidance_scale: self.guidance_scale,
             stop_at_eos: self.stop_at_eos,
             fidelity: Fidelity::Exact,
+            vicinity: 0,
             stop: Vec::new(),
         }
     }

@@ -64,6 +64,8 @@ pub mod fixed {
     pub const GUIDANCE: f64 = 50.0;
     /// `top_k`.
     pub const TOP_K: u64 = 1_000_000;
+    /// `vicinity`.
+    pub const VICINITY: u64 = 4096;
     /// Entries of `stop`.
     pub const STOPS: usize = 4;
     /// Characters of one stop string.

@@ -59,7 +59,7 @@ pub struct EvalArgs {
     /// Compare samplers, steps and guidance instead: what they cost and what they get right, one table
     #[arg(long, conflicts_with_all = ["sheet", "guidance", "image_steps", "image_sampler", "text_steps", "threshold"])]
     pub sweep: bool,
-    /// With --sweep: draw what is right over forwards, PNG
+    /// With --sweep: draw what is right over positions evaluated per token, PNG
     #[arg(long, value_name = "FILE", requires = "sweep")]
     pub plot: Option<PathBuf>,
     /// Write a contact sheet of the images, PNG

@@ -8,7 +8,8 @@
 //!   far) takes its blocks over.
 //! - `prefix` and `dual` (Fast-dLLM, arXiv 2505.22618), where all positions see each other: a block's first forward
 //!   evaluates the whole canvas; the following ones see its keys and values, as stale as they are, outside of the suffix
-//!   (`prefix`) or of the block (`dual`). This is an approximation, so a client asks for it by name.
+//!   (`prefix`) or of the block (`dual`). This is an approximation, so a client asks for it by name. With a vicinity
+//!   (dInfer, arXiv 2510.08666) they evaluate the block's neighbours, too, whose keys and values are then not stale.
 //!
 //! What is kept is a function of the ids at the block's first forward, which the canvas remembers (a few kilobytes). A
 //! cache that was let go, or for which there was no room, is therefore computed again from these ids, as one more span of
@@ -52,6 +53,8 @@ pub(crate) enum Known {
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Cache {
     fidelity: Fidelity,
+    /// Positions on each side of a block that are evaluated with it.
+    vicinity: usize,
     /// Length of the blocks that attention goes by.
     causal: Option<usize>,
     /// Ids at the first forward of the block that is being denoised; empty before it, and for `exact`.
@@ -69,8 +72,8 @@ pub(crate) struct Stand<'a> {
 }
 
 impl Cache {
-    pub(crate) fn new(fidelity: Fidelity, causal: Option<usize>) -> Self {
-        Self { fidelity, causal, ..Self::default() }
+    pub(crate) fn new(fidelity: Fidelity, vicinity: usize, causal: Option<usize>) -> Self {
+        Self { fidelity, vicinity, causal, ..Self::default() }
     }
 
     /// The ids at the block's first forward.
@@ -83,7 +86,7 @@ impl Cache {
         match (self.fidelity, self.causal.filter(|_| finished_blocks), &stand.block) {
             (Fidelity::Exact, Some(length), _) => self.finished_blocks(stand, length),
             (Fidelity::Exact, None, _) | (_, _, None) => Feed::whole(stand, 0),
-            (fidelity, _, Some(block)) => self.stale(stand, fidelity == Fidelity::Dual, block),
+            (_, _, Some(block)) => self.stale(stand, block),
         }
     }
 
@@ -102,10 +105,20 @@ impl Cache {
         Feed { rows: start..horizon, past: kept.map_or(Known::Nothing, Known::Kept), keep }
     }
 
+    /// Positions of a canvas of `len` that are not stale: a block's and its vicinity's, and with `prefix` all that follow.
+    fn anew(&self, block: &Range<usize>, len: usize) -> Range<usize> {
+        let end = if self.fidelity == Fidelity::Dual { block.end.saturating_add(self.vicinity).min(len) } else { len };
+        block.start.saturating_sub(self.vicinity)..end
+    }
+
     /// Fast-dLLM: the whole canvas at a block's first forward, then the suffix or the block alone.
-    fn stale(&self, stand: &Stand<'_>, dual: bool, block: &Range<usize>) -> Feed {
+    fn stale(&self, stand: &Stand<'_>, block: &Range<usize>) -> Feed {
         let len = stand.masked.len();
-        let (rows, keep) = if dual { (block.clone(), len) } else { (block.start..len, block.start) };
+        let rows = self.anew(block, len);
+        if rows.len() == len {
+            return Feed::whole(stand, 0);
+        }
+        let keep = if rows.end < len { len } else { rows.start };
         let inside = |&p: &u32| rows.contains(&(p as usize));
         if self.entry.is_empty() {
             return Feed::whole(stand, keep);
@@ -114,22 +127,16 @@ impl Cache {
         if !stand.due.iter().all(inside) {
             return Feed::whole(stand, 0);
         }
-        // A prompt of nothing has no prefix to keep.
-        let past = match self.kept.upgrade() {
-            _ if keep == 0 => Known::Nothing,
-            Some(kept) => Known::Kept(kept),
-            None => Known::Lost { keep },
-        };
+        let past = self.kept.upgrade().map_or(Known::Lost { keep }, Known::Kept);
         Feed { rows, past, keep: 0 }
     }
 
     /// Rows that a step may take besides the `len` of the canvas: those of a block, when the cache has to be computed again.
     pub(crate) fn most_again(&self, blocks: &[Block], len: usize) -> usize {
-        match self.fidelity {
-            Fidelity::Exact => 0,
-            Fidelity::Prefix => blocks.first().map_or(0, |first| len - first.start),
-            Fidelity::Dual => blocks.iter().map(|block| block.end - block.start).max().unwrap_or(0),
+        if self.fidelity == Fidelity::Exact {
+            return 0;
         }
+        blocks.iter().map(|block| self.anew(&(block.start..block.end), len).len()).max().unwrap_or(0)
     }
 
     /// The step took place on `ids`.
@@ -351,7 +358,7 @@ mod tests {
 
     #[test]
     fn a_beginning_is_taken_over_as_far_as_it_goes() {
-        let new = || Cache::new(Fidelity::Exact, Some(4));
+        let new = || Cache::new(Fidelity::Exact, 0, Some(4));
         let mut caches = Caches::new(200);
         let ids: Vec<u32> = (0..12).collect();
         new().hold(&mut caches, &kept(8), Some(7), &ids);
@@ -386,7 +393,7 @@ mod tests {
 
     #[test]
     fn finished_blocks_are_kept_and_what_nobody_sees_is_left_out() {
-        let mut cache = Cache::new(Fidelity::Exact, Some(3));
+        let mut cache = Cache::new(Fidelity::Exact, 0, Some(3));
         let masked = [false, false, false, false, true, true, true, true, true];
         let block = stand(&masked, &[4], 3..6);
         assert_eq!(shape(&cache.feed(&block, true)), (0..6, 3, 6));
@@ -407,7 +414,7 @@ mod tests {
         let masked = [false, false, false, true, true, true, true, true, true];
         let block = stand(&masked, &[3, 5], 3..6);
         for (fidelity, keep, rows) in [(Fidelity::Prefix, 3, 3..9), (Fidelity::Dual, 9, 3..6)] {
-            let mut cache = Cache::new(fidelity, None);
+            let mut cache = Cache::new(fidelity, 0, None);
             let mut caches = Caches::new(1000);
             assert_eq!(shape(&cache.feed(&block, true)), (0..9, keep, 9));
             cache.hold(&mut caches, &kept(keep), None, &[7; 9]);

@@ -52,6 +52,7 @@ pub(crate) struct Parts {
     pub(crate) eos: Vec<u32>,
     pub(crate) stop_at_eos: bool,
     pub(crate) fidelity: Fidelity,
+    pub(crate) vicinity: usize,
     /// Length of the blocks that attention goes by.
     pub(crate) causal: Option<usize>,
     pub(crate) seed: u64,
@@ -146,7 +147,7 @@ impl Canvas {
             forwards: 0,
             positions_evaluated: 0,
             adapter: None,
-            cache: Cache::new(parts.fidelity, parts.causal),
+            cache: Cache::new(parts.fidelity, parts.vicinity, parts.causal),
         };
         canvas.prepare();
         if canvas.due.is_empty() {

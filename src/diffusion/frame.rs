@@ -119,6 +119,7 @@ impl Canvas {
             eos: Vec::new(),
             stop_at_eos: false,
             fidelity: Fidelity::Exact,
+            vicinity: 0,
             causal: spec.block,
             seed,
         })
@@ -148,6 +149,7 @@ fn build_text(
         eos: spec.eos_ids.clone(),
         stop_at_eos: params.stop_at_eos,
         fidelity: params.fidelity,
+        vicinity: params.vicinity,
         causal: spec.block,
         seed,
     })
@@ -222,6 +224,13 @@ fn barred(spec: &ModelSpec, ends: Ends) -> Result<Barred, Invalid> {
 /// Approximations are only for what they were made for.
 fn check_fidelity(spec: &ModelSpec, params: &TextParams, holes: bool) -> Result<(), Invalid> {
     let why = match params.fidelity {
+        Fidelity::Exact if params.vicinity > 0 => {
+            let message = format!(
+                "{} says how far an approximation computes anew, and this is exact; leave it out, or ask for fidelity prefix or dual",
+                params.vicinity
+            );
+            return Err(Invalid::new("vicinity", message));
+        }
         Fidelity::Exact => return Ok(()),
         _ if spec.block.is_some() => "this model attends by blocks, so finished blocks are kept without any loss",
         _ if spec.shifted => {

@@ -9,8 +9,9 @@ use std::sync::Arc;
 use super::batch::{Chunk, Source};
 use super::canvas::Canvas;
 
-/// Most bytes kept; when they are spent everything is forgotten.
-const CAP: usize = 32 << 20;
+/// Most bytes kept; when they are spent everything is forgotten, and what would take more alone is not begun. A picture of
+/// MMaDA, 1024 cells of 8192 codes, takes half of it.
+const CAP: usize = 64 << 20;
 
 /// Rows of one unconditional sequence by position, and by whether they are an image's codes.
 type Rows = HashMap<(u32, bool), Arc<[f32]>>;
@@ -42,6 +43,9 @@ impl Memo {
             };
             let Some(row) = chunk.unconditional(logits, task) else { continue };
             let cost = size_of_val(row);
+            if cost * canvas.due().len() > CAP {
+                continue;
+            }
             if self.bytes + cost > CAP {
                 *self = Self::default();
             }

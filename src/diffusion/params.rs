@@ -170,6 +170,9 @@ pub struct TextParams {
     /// What is computed anew at each step.
     #[serde(default)]
     pub fidelity: Fidelity,
+    /// Positions on each side of the block that an approximation computes anew along with it (dInfer, arXiv 2510.08666).
+    #[serde(default)]
+    pub vicinity: usize,
     /// Strings that end the text.
     pub stop: Vec<String>,
 }

@@ -105,3 +105,40 @@ impl Shared {
         us.div_ceil(1_000_000).clamp(1, LONGEST_RETRY)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// At a steady pace a place is free as often as a canvas ends: enough of them after the advised time, and not enough a
+    /// second before it.
+    #[test]
+    fn who_comes_back_when_told_to_finds_room_and_no_sooner() {
+        let limit = 16;
+        for interval in [3, 90, 700, 1_000, 2_400].map(Duration::from_millis) {
+            for n in 1..=limit {
+                let after = |seconds: u64| {
+                    let shared = Shared::new();
+                    shared.note_interval(interval);
+                    assert!(shared.enter(Priority::Interactive, limit, limit, limit).is_some());
+                    assert!(shared.enter(Priority::Interactive, n, limit, limit).is_none());
+                    let advice = shared.retry_after(n);
+                    let ended = Duration::from_secs(advice - seconds).as_micros() / interval.as_micros();
+                    (0..ended.min(limit as u128)).for_each(|_| shared.begin());
+                    (advice, shared.enter(Priority::Interactive, n, limit, limit).is_some())
+                };
+                let (advice, room) = after(0);
+                assert!(room, "{n} places, one every {interval:?}, after {advice} s");
+                assert!(advice == 1 || !after(1).1, "{n} places, one every {interval:?}, after {advice} s");
+            }
+        }
+    }
+
+    #[test]
+    fn advice_has_bounds_when_nothing_is_known_and_when_it_is_far() {
+        let shared = Shared::new();
+        assert_eq!(shared.retry_after(1000), 1);
+        shared.note_interval(Duration::from_secs(20));
+        assert_eq!((shared.retry_after(2), shared.retry_after(1000)), (40, LONGEST_RETRY));
+    }
+}

@@ -70,6 +70,7 @@ impl Asked {
         if let Task::Text(params) = &mut task {
             // What is learned from is drawn from the policy itself, not from an approximation.
             params.fidelity = Fidelity::Exact;
+            params.vicinity = 0;
         }
         let mut ticket = engine.submit(Request {
             prompt: self.prompt.clone(),

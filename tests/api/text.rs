@@ -203,18 +203,25 @@ async fn without_stopping_at_eos_the_whole_canvas_comes_back() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_approximation_is_asked_for_by_name_echoed_and_cheaper() {
     let server = Server::of(crate::golden::model("llada"), Arc::default(), 64, async |_, _| ()).await;
-    let ask = |fidelity: &str| {
+    let ask = |fidelity: &str, vicinity: usize| {
         json!({"prompt_token_ids": [97, 98, 99], "max_tokens": 16, "steps": 16, "block_length": 8, "seed": 1,
-            "stop_at_eos": false, "fidelity": fidelity})
+            "stop_at_eos": false, "fidelity": fidelity, "vicinity": vicinity})
     };
-    // A block's first step has all 19 positions, the seven others the suffix or the block.
-    for (fidelity, rows) in [("exact", 16 * 19), ("prefix", 19 + 7 * 16 + 19 + 7 * 8), ("dual", 2 * (19 + 7 * 8))] {
-        let reply = server.ok("/generate/text", &ask(fidelity)).await;
-        assert_eq!(reply["params"]["fidelity"], fidelity);
+    // A block's first step has all 19 positions, the seven others the suffix or the block, and their neighbours.
+    for (fidelity, vicinity, rows) in [
+        ("exact", 0, 16 * 19),
+        ("prefix", 0, 19 + 7 * 16 + 19 + 7 * 8),
+        ("prefix", 2, 19 + 7 * 18 + 19 + 7 * 10),
+        ("dual", 0, 2 * (19 + 7 * 8)),
+        ("dual", 2, 19 + 7 * 12 + 19 + 7 * 10),
+        ("dual", 11, 16 * 19),
+    ] {
+        let reply = server.ok("/generate/text", &ask(fidelity, vicinity)).await;
+        assert_eq!((&reply["params"]["fidelity"], &reply["params"]["vicinity"]), (&json!(fidelity), &json!(vicinity)));
         assert_eq!(reply["completions"][0]["positions_evaluated"], rows, "{fidelity}");
         assert_eq!(reply["completions"][0]["steps"], 16);
     }
-    let mut guided = ask("dual");
+    let mut guided = ask("dual", 0);
     guided["guidance_scale"] = json!(1);
     let response = server.post("/generate/text", &guided).await;
     assert_eq!(response.status(), 400);

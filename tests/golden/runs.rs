@@ -75,6 +75,7 @@ pub(super) fn params(params: &Value, length: &str) -> TextParams {
         guidance_scale: params["cfg_scale"].as_f64().unwrap_or(0.0),
         stop_at_eos: false,
         fidelity: Fidelity::Exact,
+        vicinity: 0,
         stop: vec![],
     }
 }

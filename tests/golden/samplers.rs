@@ -33,6 +33,7 @@ fn text(params: &Value, max_tokens: usize, block_length: usize, sampler: TextSam
         guidance_scale: 0.0,
         stop_at_eos: false,
         fidelity: Fidelity::Exact,
+        vicinity: 0,
         stop: vec![],
     }
 }

@@ -23,6 +23,7 @@ fn approximate(spec: &ModelSpec, s: &mut Stream) -> Canvas {
     let mut params = TextParams { fidelity, ..text_params(s) };
     if fidelity != Fidelity::Exact {
         params.guidance_scale = 0.0;
+        params.vicinity = [0, 1, 5, usize::MAX][s.below(4)];
     }
     let seed = s.below(3) as u64;
     text(spec, &words(s, 12), &params, seed)
@@ -130,6 +131,28 @@ fn the_approximations_differ_and_cost_less() {
     assert!(rows[2] * 2 < rows[0] && rows[2] < rows[1] && rows[1] < rows[0], "{rows:?}");
 }
 
+/// With all positions in it the approximation is none, and the further it reaches, the more rows it takes.
+#[test]
+fn a_vicinity_goes_from_the_approximation_to_the_exact_text() {
+    let model = golden::model("llada");
+    for case in 0..12 {
+        let prompt = words(&mut Stream::new(0x71C, case), 20);
+        let run = |fidelity, vicinity| {
+            let params = TextParams { max_tokens: 24, steps: 24, block_length: 8, stop_at_eos: false, ..quiet() };
+            let params = TextParams { fidelity, vicinity, ..params };
+            alone(&*model.backbone, &text(model.backbone.spec(), &prompt, &params, 0))
+        };
+        let exact = run(Fidelity::Exact, 0);
+        for fidelity in [Fidelity::Prefix, Fidelity::Dual] {
+            let runs = [0, 3, 8, 44, usize::MAX].map(|vicinity| run(fidelity, vicinity));
+            let rows = runs.each_ref().map(Canvas::positions_evaluated);
+            assert!(rows.is_sorted() && rows[0] < rows[1], "{fidelity:?}: {rows:?}");
+            assert_eq!(result(&runs[3]), result(&exact), "case {case}: {fidelity:?}");
+            assert_eq!(result(&runs[4]), result(&exact), "case {case}: {fidelity:?}");
+        }
+    }
+}
+
 /// What a canvas says that its next step takes is what the batch has, and no step takes more than it may.
 #[test]
 fn rows_are_announced_as_they_are_evaluated() {
@@ -199,4 +222,8 @@ fn what_a_cache_makes_no_sense_for_is_refused_by_name() {
         assert_eq!(template.field, "fidelity");
         assert!(Canvas::text(model.backbone.spec(), given(&[97]), None, &params, 0).is_ok());
     }
+    let exact = TextParams { vicinity: 8, ..quiet() };
+    let error = Canvas::text(golden::model("llada").backbone.spec(), given(&[97]), None, &exact, 0).unwrap_err();
+    assert_eq!(error.field, "vicinity");
+    assert!(error.to_string().contains("8 says how far an approximation computes anew"), "{error}");
 }

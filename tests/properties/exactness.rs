@@ -57,6 +57,7 @@ pub(super) fn text_params(s: &mut Stream) -> TextParams {
         guidance_scale: SCALES[s.below(3)],
         stop_at_eos: s.chance(0.5),
         fidelity: Fidelity::Exact,
+        vicinity: 0,
         stop: Vec::new(),
     }
 }
@@ -307,6 +308,7 @@ pub(crate) fn quiet() -> TextParams {
         guidance_scale: 0.0,
         stop_at_eos: true,
         fidelity: Fidelity::Exact,
+        vicinity: 0,
         stop: Vec::new(),
     }
 }

@@ -37,6 +37,7 @@ pub(crate) fn text(model: &Model, s: &mut Stream, fidelities: &[Fidelity]) -> Ca
         guidance_scale,
         stop_at_eos: s.chance(0.7),
         fidelity: if guidance_scale > 0.0 { Fidelity::Exact } else { fidelities[s.below(fidelities.len())] },
+        vicinity: 0,
         stop: vec![],
     };
     let prefix = given(&model.layout.text_prefix(&model.tokenizer.encode(&problem.question).unwrap()));

@@ -70,6 +70,8 @@ pub(crate) struct TextRequest {
     /// `exact`, or an approximation by keys and values that are kept within a block (Fast-dLLM): `prefix` keeps those before
     /// it, `dual` also those after it. Approximations are faster and give other texts; echoed in `params`.
     pub fidelity: Option<String>,
+    /// With `prefix` or `dual`, so many positions on each side of the block are computed anew at each step, too. Default 0.
+    pub vicinity: Option<u64>,
     /// `name@version`, when only that will do.
     pub adapter: Option<String>,
     /// Scheduling class.
@@ -272,6 +274,7 @@ impl TextRequest {
             guidance_scale: check::number("guidance_scale", guidance, 0.0, fixed::GUIDANCE)?,
             stop_at_eos: self.stop_at_eos.unwrap_or(defaults.stop_at_eos),
             fidelity: check::choice("fidelity", fidelity, &FIDELITIES)?,
+            vicinity: check::integer("vicinity", self.vicinity.unwrap_or(0), 0, fixed::VICINITY, FIXED)? as usize,
             stop: stops(self.stop.as_ref())?,
         })
     }

@@ -173,6 +173,8 @@ fn other_adapters_and_fidelities_are_refused() {
         let Task::Text(params) = plan.request.task else { panic!("a text") };
         assert_eq!(params.fidelity, fidelity);
     }
+    assert_eq!(params(json!({"prompt": "x", "fidelity": "dual", "vicinity": 4096})).vicinity, 4096);
+    assert_eq!(refused("vicinity", json!(4097)), ("vicinity".to_owned(), Some(json!(4096)), 400));
 }
 
 #[test]

@@ -21,7 +21,7 @@ const THRESHOLD_WITH_CACHE: f64 = 0.9;
 const IMAGE_STEPS: [usize; 4] = [64, 32, 16, 8];
 const GUIDANCE: [f64; 3] = [1.0, 0.0, 2.0];
 /// One colour for each family of settings.
-const COLOURS: [Rgb<u8>; 10] = [
+const COLOURS: [Rgb<u8>; 11] = [
     Rgb([31, 98, 204]),
     Rgb([200, 130, 40]),
     Rgb([40, 150, 90]),
@@ -32,6 +32,7 @@ const COLOURS: [Rgb<u8>; 10] = [
     Rgb([120, 90, 40]),
     Rgb([230, 110, 170]),
     Rgb([150, 150, 30]),
+    Rgb([100, 190, 230]),
 ];
 
 /// A way to sample: its family, which the plot joins by a line, and the setting within it.
@@ -124,12 +125,18 @@ fn texts(options: &Options) -> Vec<Setting> {
         let sampler = TextSampler::EntropyBounded { threshold };
         setting("entropy_bounded", threshold.to_string(), with(sampler, options.text.block_length))
     });
-    let caches = [("prefix", Fidelity::Prefix), ("dual", Fidelity::Dual)].into_iter().flat_map(|(name, fidelity)| {
-        let kept = |sampler| TextParams { fidelity, ..with(sampler, most) };
+    let caches = [
+        ("prefix", Fidelity::Prefix, 0),
+        ("dual", Fidelity::Dual, 0),
+        ("vicinity", Fidelity::Dual, options.text.block_length),
+    ];
+    let caches = caches.into_iter().flat_map(|(name, fidelity, vicinity)| {
+        let kept = |sampler| TextParams { fidelity, vicinity, ..with(sampler, most) };
         let threshold = THRESHOLD_WITH_CACHE;
+        let near = if vicinity > 0 { format!("{vicinity}, ") } else { String::new() };
         [
-            setting(name, format!("{most} steps"), kept(TextSampler::LowConfidence)),
-            setting(name, format!("threshold {threshold}"), kept(TextSampler::Threshold { threshold })),
+            setting(name, format!("{near}{most} steps"), kept(TextSampler::LowConfidence)),
+            setting(name, format!("{near}threshold {threshold}"), kept(TextSampler::Threshold { threshold })),
         ]
     });
     fixed.into_iter().chain(thresholds).chain(factors).chain(bounds).chain(caches).collect()
@@ -202,8 +209,8 @@ impl Sweep {
         table.to_string()
     }
 
-    /// What is right over forwards, one below the other for each task, one line for each family: the upper left is the
-    /// better.
+    /// What is right over the positions that a token takes, one below the other for each task, one line for each family: the
+    /// upper left is the better.
     #[must_use]
     pub fn plot(&self) -> RgbImage {
         let mut colours = COLOURS.into_iter().cycle();
@@ -221,15 +228,15 @@ impl Sweep {
 
     fn sheet(&self, task: &str, colours: &mut impl Iterator<Item = Rgb<u8>>) -> RgbImage {
         let of_task = || self.points.iter().filter(|point| point.task == task);
-        let most = of_task().map(|point| point.nfe).fold(1.0, f64::max);
-        let mut sheet = Sheet::new(most * 1.05, &format!("{task}: forwards"));
+        let most = of_task().map(|point| point.ppt).fold(1.0, f64::max);
+        let mut sheet = Sheet::new(most * 1.05, &format!("{task}: positions a token"));
         let mut across = 0;
         for (family, colour) in distinct(of_task().map(|point| point.family.as_str())).into_iter().zip(colours) {
             sheet.heading((1, across), family, colour);
             across += Sheet::width(family) + 18;
             let mut line: Vec<&Point> = of_task().filter(|point| point.family == family).collect();
-            line.sort_by(|a, b| a.nfe.total_cmp(&b.nfe));
-            let places: Vec<(f64, f64)> = line.iter().map(|point| (point.nfe, point.accuracy.share)).collect();
+            line.sort_by(|a, b| a.ppt.total_cmp(&b.ppt));
+            let places: Vec<(f64, f64)> = line.iter().map(|point| (point.ppt, point.accuracy.share)).collect();
             sheet.path(&places, colour);
             for (point, place) in line.iter().zip(places) {
                 sheet.interval(place.0, point.accuracy.ci95, colour);

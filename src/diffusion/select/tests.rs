@@ -21,6 +21,7 @@ fn text(sampler: TextSampler, blocks: Vec<Block>) -> Policy {
         guidance_scale: 0.0,
         stop_at_eos: false,
         fidelity: Fidelity::Exact,
+        vicinity: 0,
         stop: Vec::new(),
     };
     Policy::text(&params, blocks)

@@ -1,12 +1,12 @@
 //! Rotary attention over ragged spans: every query attends to the keys of its own span that [`Pattern`] lets it see.
 //!
 //! Rows of many sequences lie one after another without padding; nothing crosses a span, so a row's result depends
-//! on its span only. `kernel` holds the CPU loops.
+//! on its span only. `kernel` holds the CPU loops, `tables` what other devices are given of a plan.
 
 use std::ops::Range;
 use std::sync::Arc;
 
-use candle_core::{CpuStorage, CustomOp2, CustomOp3, D, DType, Device, IndexOp, Layout, Result, Shape, Tensor};
+use candle_core::{CpuStorage, CustomOp2, CustomOp3, D, DType, IndexOp, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
@@ -16,8 +16,11 @@ use super::{filled, fused, slice};
 #[cfg(feature = "flash-attn")]
 mod flash;
 mod kernel;
+mod tables;
 
 use kernel::Head;
+use tables::Rotation;
+pub(crate) use tables::Tables;
 
 /// Query rows handled by one task.
 const QUERIES_PER_TASK: usize = 32;
@@ -72,6 +75,8 @@ pub struct AttentionPlan {
     pub rope: Arc<RopeTable>,
     /// Which keys of its span a query sees.
     pub pattern: Pattern,
+    /// The same on another device.
+    pub(crate) tables: Tables,
 }
 
 /// cos and sin of position · θ^(−2i/d), `(max_positions, head_dim / 2)`, computed in f64.
@@ -252,27 +257,27 @@ fn elsewhere(q: &Tensor, kv: &Tensor, plan: &AttentionPlan) -> Result<Tensor> {
 /// The same of candle's differentiable operations, span by span.
 fn composed(q: &Tensor, kv: &Tensor, plan: &AttentionPlan) -> Result<Tensor> {
     let (h, n_kv, d) = (plan.n_heads, plan.n_kv_heads, plan.head_dim);
+    let tables = plan.tables.of(plan, q.device())?;
     let mut outs = Vec::with_capacity(plan.spans.len());
-    for span in &plan.spans {
+    for (span, bias) in plan.spans.iter().zip(&tables.bias) {
         let (nq, nk) = (span.queries.len(), span.keys.len());
         if nq == 0 {
             continue;
         }
-        let key_positions: Vec<u32> = (0..nk as u32).collect();
         let q = q.i(span.queries.clone())?.reshape((nq, h, d))?.transpose(0, 1)?;
         let kv = kv.i(span.keys.clone())?.reshape((nk, 2, n_kv, d))?;
         let k = kv.i((.., 0))?.transpose(0, 1)?;
         let v = kv.i((.., 1))?.transpose(0, 1)?;
-        let q = rotate(&q, &plan.positions[span.queries.clone()], &plan.rope)?;
-        let k = rotate(&k, &key_positions, &plan.rope)?;
+        let q = rotate(&q, &tables.queries.of(&span.queries)?)?;
+        let k = rotate(&k, &tables.keys.of(&span.keys)?)?;
         let repeat = |x: Tensor| -> Result<Tensor> {
             let groups = h / n_kv;
             x.unsqueeze(1)?.broadcast_as((n_kv, groups, nk, d))?.reshape((h, nk, d))?.contiguous()
         };
         let scores = (q.contiguous()?.matmul(&repeat(k)?.transpose(1, 2)?)? * f64::from(plan.scale()))?;
-        let scores = match plan.pattern {
-            Pattern::Bidirectional => scores,
-            Pattern::BlockCausal { .. } => scores.broadcast_add(&bias(plan, span, scores.dtype(), scores.device())?)?,
+        let scores = match bias {
+            None => scores,
+            Some(bias) => scores.broadcast_add(&bias.to_dtype(scores.dtype())?)?,
         };
         let out = candle_nn::ops::softmax(&scores, D::Minus1)?.matmul(&repeat(v)?)?;
         outs.push(out.transpose(0, 1)?.reshape((nq, h * d))?);
@@ -280,36 +285,19 @@ fn composed(q: &Tensor, kv: &Tensor, plan: &AttentionPlan) -> Result<Tensor> {
     Tensor::cat(&outs, 0)
 }
 
-/// 0 where a query sees a key, −∞ where it does not `(1, queries, keys)`.
-fn bias(plan: &AttentionPlan, span: &AttentionSpan, dtype: DType, device: &Device) -> Result<Tensor> {
-    let keys = span.keys.len();
-    let row = |query: usize| {
-        let visible = plan.visible(query, keys);
-        (0..keys).map(move |key| if key < visible { 0.0f32 } else { f32::NEG_INFINITY })
-    };
-    let values: Vec<f32> = span.queries.clone().flat_map(row).collect();
-    Tensor::from_vec(values, (1, span.queries.len(), keys), device)?.to_dtype(dtype)
-}
-
 /// Half-split (NeoX) rotation of `x` `(heads, rows, head_dim)`, in f32 as the reference does it.
-fn rotate(x: &Tensor, positions: &[u32], rope: &RopeTable) -> Result<Tensor> {
-    let table = |pick: fn(&RopeTable, usize) -> &[f32], device: &Device| -> Result<Tensor> {
-        let values: Vec<f32> = positions.iter().flat_map(|&p| pick(rope, p as usize)).copied().collect();
-        Tensor::from_vec(values, (1, positions.len(), rope.half), device)
-    };
-    let cos = table(|rope, p| rope.at(p).0, x.device())?;
-    let sin = table(|rope, p| rope.at(p).1, x.device())?;
-    let dtype = x.dtype();
+fn rotate(x: &Tensor, Rotation { cos, sin }: &Rotation) -> Result<Tensor> {
+    let (dtype, half) = (x.dtype(), cos.dim(D::Minus1)?);
     let x = x.to_dtype(DType::F32)?;
-    let (a, b) = (x.narrow(D::Minus1, 0, rope.half)?, x.narrow(D::Minus1, rope.half, rope.half)?);
-    let first = (a.broadcast_mul(&cos)? - b.broadcast_mul(&sin)?)?;
-    let second = (b.broadcast_mul(&cos)? + a.broadcast_mul(&sin)?)?;
+    let (a, b) = (x.narrow(D::Minus1, 0, half)?, x.narrow(D::Minus1, half, half)?);
+    let first = (a.broadcast_mul(cos)? - b.broadcast_mul(sin)?)?;
+    let second = (b.broadcast_mul(cos)? + a.broadcast_mul(sin)?)?;
     Tensor::cat(&[first, second], D::Minus1)?.to_dtype(dtype)
 }
 
 #[cfg(test)]
 mod tests {
-    use candle_core::Var;
+    use candle_core::{Device, Var};
 
     use super::*;
     use crate::models::nn::tests::close;
@@ -327,7 +315,20 @@ mod tests {
         let (n_heads, n_kv_heads, head_dim) = heads;
         let rope = Arc::new(RopeTable::new(128, head_dim, 10_000.0));
         let pattern = Pattern::Bidirectional;
-        Arc::new(AttentionPlan { spans, positions, n_heads, n_kv_heads, head_dim, rope, pattern })
+        let tables = Tables::default();
+        Arc::new(AttentionPlan { spans, positions, n_heads, n_kv_heads, head_dim, rope, pattern, tables })
+    }
+
+    #[test]
+    fn tables_are_sent_once_for_all_layers_and_a_changed_plan_has_its_own() -> Result<()> {
+        let plan = plan(&[(3, 5), (0, 2), (4, 4)], (2, 1, 8), vec![0, 2, 4, 0, 1, 2, 3]);
+        let first = plan.tables.of(&plan, &Device::Cpu)?;
+        assert!(Arc::ptr_eq(&first, &plan.tables.of(&plan, &Device::Cpu)?));
+        assert!(first.bias.iter().all(Option::is_none));
+        let causal = causal(&plan, 2);
+        let bias = &causal.tables.of(&causal, &Device::Cpu)?.bias;
+        assert_eq!(bias.iter().map(Option::is_some).collect::<Vec<_>>(), [true, false, true]);
+        Ok(())
     }
 
     fn causal(plan: &Arc<AttentionPlan>, block: usize) -> Arc<AttentionPlan> {

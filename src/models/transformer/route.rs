@@ -6,7 +6,7 @@ use candle_core::Tensor;
 
 use super::Transformer;
 use crate::models::lora::Runs;
-use crate::models::nn::attention::{AttentionPlan, AttentionSpan};
+use crate::models::nn::attention::{AttentionPlan, AttentionSpan, Tables};
 use crate::models::{ModelError, Packed, Span};
 
 /// Which rows attend to which, and which are adapted how.
@@ -82,6 +82,7 @@ impl Transformer {
             head_dim: self.config.head_dim(),
             rope: Arc::clone(&self.rope),
             pattern: self.config.variant.pattern,
+            tables: Tables::default(),
         };
         Plan { attention: Arc::new(attention), runs }
     }

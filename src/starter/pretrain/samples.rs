@@ -93,6 +93,7 @@ fn answers(model: &Model, seed: u64) -> Result<Vec<Answer>, ModelError> {
         guidance_scale: 0.0,
         stop_at_eos: true,
         fidelity: Fidelity::Exact,
+        vicinity: 0,
         stop: Vec::new(),
     };
     let ask = |(i, kind)| -> Result<Answer, ModelError> {
