@@ -30,6 +30,7 @@ mod metrics;
 mod middleware;
 pub mod openapi;
 mod preferences;
+pub mod reserve;
 mod serve;
 mod sse;
 mod state;

@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 use super::defaults::Defaults;
 use super::error::ApiError;
 use super::limits::ApiLimits;
+use super::reserve::Reserve;
 use crate::adapters;
 use crate::engine::Engine;
 use crate::rl::trainer::{Promotion, Trainer};
@@ -47,6 +48,8 @@ pub struct AppState {
     pub subjects: SubjectKey,
     /// How far the shutdown is.
     pub shutdown: Shutdown,
+    /// What is kept back from deadlines.
+    pub reserve: Reserve,
     /// Pictures that are drawn or read at the same time.
     pub renders: Arc<Semaphore>,
     /// Requests whose pictures are being read, or wait for it: each is in memory.
@@ -75,6 +78,7 @@ impl AppState {
             subjects,
             shutdown: Shutdown::default(),
             renders: Arc::new(Semaphore::new(threads)),
+            reserve: Reserve::default(),
             uploads: Arc::new(Semaphore::new(UPLOADS)),
             adapter_bytes: adapters::Limits::default().file_bytes,
             adapter_transfers: Arc::new(Semaphore::new(ADAPTER_TRANSFERS)),

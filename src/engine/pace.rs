@@ -28,6 +28,8 @@ pub struct Pace {
     seconds: f64,
     square: f64,
     product: f64,
+    /// The same of the squares of what a tick took more or less than expected.
+    surprise: f64,
 }
 
 impl Pace {
@@ -35,6 +37,8 @@ impl Pace {
     pub fn note(&mut self, rows: usize, time: Duration) {
         let (x, y) = (rows as f64, time.as_secs_f64());
         let keep = (-1.0 / (self.ticks / 4.0).clamp(2.0, MEMORY)).exp();
+        let surprise = if self.ticks > 0.0 { y - self.estimate(rows).as_secs_f64() } else { 0.0 };
+        self.surprise = self.surprise * keep + surprise * surprise;
         self.ticks += 1.0;
         self.weight = self.weight * keep + 1.0;
         self.rows = self.rows * keep + x;
@@ -77,11 +81,16 @@ impl Pace {
         }
     }
 
+    /// How far a tick usually is from its estimate.
+    fn deviation(&self) -> Duration {
+        Duration::try_from_secs_f64((self.surprise / self.weight.max(1.0)).sqrt()).unwrap_or_default()
+    }
+
     /// Whether the tick that begins now must end a canvas with so much time `left`: another one after it, of `rows` like
-    /// this one, would end too late.
+    /// this one, would end too late, or might, as ticks usually vary.
     #[must_use]
     pub fn must_end(&self, rows: usize, left: Duration) -> bool {
-        self.estimate(rows) * 2 >= left
+        (self.estimate(rows) + self.deviation()) * 2 >= left
     }
 }
 
@@ -160,6 +169,10 @@ mod tests {
         let pace = learned();
         assert!(pace.must_end(200, 19 * MS) && !pace.must_end(200, 21 * MS));
         assert!(pace.must_end(0, Duration::ZERO) && Pace::default().must_end(9, Duration::ZERO));
+        // Where one tick in two takes 4 ms more, that is no time to wait for another.
+        let mut rough = learned();
+        (0..2000u32).for_each(|i| rough.note(200, 8 * MS + 4 * MS * (i % 2)));
+        assert!(rough.must_end(200, 23 * MS) && !rough.must_end(200, 25 * MS));
     }
 
     #[test]

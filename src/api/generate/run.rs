@@ -1,5 +1,7 @@
 //! A request on its way: submit, follow, log, answer. Dropping a [`Run`] cancels what the engine still does for it.
 
+use std::time::Instant;
+
 use axum::Json;
 use axum::http::{HeaderName, HeaderValue, header};
 use axum::response::{IntoResponse, Response};
@@ -39,6 +41,13 @@ pub(super) async fn respond(app: App, plan: Plan, bytes: Option<PictureFormat>) 
     Ok(response)
 }
 
+/// What a reply took after the last step.
+fn note_reply(app: &App, grid: Option<(usize, usize)>, done: Option<Instant>) {
+    if let Some(done) = done {
+        app.reserve.note(grid.is_some(), done.elapsed());
+    }
+}
+
 /// A submitted request.
 pub(super) struct Run {
     pub app: App,
@@ -50,8 +59,8 @@ pub(super) struct Run {
     returns: Returns,
     format: PictureFormat,
     finished: Vec<Finished>,
-    /// The engine has said `Done`.
-    done: bool,
+    /// When the engine has said `Done`.
+    done: Option<Instant>,
     attended: Attended,
 }
 
@@ -81,6 +90,7 @@ impl Run {
         request.follow = stream.is_some();
         request.subject = log.user.as_deref().map(|user| app.subjects.hash_subject(user));
         let subject = request.subject.clone();
+        request.deadline = request.deadline.map(|deadline| app.reserve.steps(grid.is_some(), deadline));
         let ticket = app.engine.submit(request)?;
         let adapter = ticket.assigned.adapter.id.to_string();
         let attended = Attended { over: false };
@@ -94,14 +104,14 @@ impl Run {
             returns,
             format,
             finished: Vec::new(),
-            done: false,
+            done: None,
             attended,
         })
     }
 
     /// The next event worth telling, or `None` when every completion is finished.
     pub(super) async fn next(&mut self) -> Result<Option<Event>, ApiError> {
-        while !self.done {
+        while self.done.is_none() {
             let event = tokio::select! {
                 biased;
                 () = self.app.shutdown.cut.cancelled() => Some(Event::Failed(EngineError::Draining)),
@@ -109,7 +119,7 @@ impl Run {
             };
             match event {
                 Some(Event::Finished(finished)) => self.finished.push(*finished),
-                Some(Event::Done) => self.done = true,
+                Some(Event::Done) => self.done = Some(Instant::now()),
                 Some(Event::Failed(error)) => return Err(self.failed(error.into())),
                 Some(event) => return Ok(Some(event)),
                 None => {
@@ -170,6 +180,7 @@ impl Run {
             Reply::Text(TextReply { id, model, adapter: self.adapter, completions, usage, timing, params })
         };
         self.attended.over = true;
+        note_reply(&self.app, self.grid, self.done);
         Ok(reply)
     }
 
@@ -181,6 +192,7 @@ impl Run {
             return Err(ApiError::Internal("the engine finished without an image".to_owned()));
         };
         let picture = self.draw(one, grid, format).await?;
+        note_reply(&self.app, self.grid, self.done);
         let (id, seed) = (one.id.to_string(), one.seed.to_string());
         let headers = [(HeaderName::from_static("x-completion-id"), id), (HeaderName::from_static("x-seed"), seed)];
         Ok((headers, file(picture, "no-store")).into_response())
