@@ -8,12 +8,13 @@ use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use candle_core::{Device, Tensor};
 use lacuna::diffusion::canvas::Canvas;
 use lacuna::diffusion::denoise::{Denoiser, Savings};
-use lacuna::diffusion::params::{Fidelity, ImageParams, ImageSampler, Schedule};
+use lacuna::diffusion::frame::given;
+use lacuna::diffusion::params::{Fidelity, ImageParams, ImageSampler, Schedule, TextParams};
 use lacuna::diffusion::rng::Stream;
 use lacuna::models::{Backbone, ImageSpec, ModelError, ModelSpec, Packed};
 use lacuna::starter::model;
 
-use super::exactness::{Outcome, WASTEFUL, result};
+use super::exactness::{Outcome, WASTEFUL, quiet, result};
 use super::fake::Hash;
 use super::starter::{image, text};
 
@@ -192,11 +193,8 @@ struct Gain {
     row_layers: f64,
 }
 
-/// What is gained on `images` that are drawn together, after others of the shape. The naive loop has two sequences of
-/// `naive` rows each, every layer and the whole head for all of them, at every step.
-fn gain(model: &Counting, images: u64, steps: usize, caption: usize, naive: u64) -> Gain {
-    let mut denoiser = Denoiser::default();
-    let side = model.spec.image.as_ref().unwrap().grid.0;
+/// An image of a caption of so many ids on a model's usual grid, with guidance.
+fn guided(spec: &ModelSpec, steps: usize, caption: usize, seed: u64) -> Canvas {
     let params = ImageParams {
         steps,
         guidance_scale: 2.0,
@@ -204,16 +202,24 @@ fn gain(model: &Counting, images: u64, steps: usize, caption: usize, naive: u64)
         temperature: 1.0,
         token_temperature: None,
         sampler: ImageSampler::Maskgit,
-        grid: (side, side),
+        grid: spec.image.as_ref().unwrap().grid,
         initial_codes: Vec::new(),
         preview_every: 0,
     };
     let frame = |caption: usize| ([vec![1; caption], vec![2; 3]].concat(), vec![3]);
-    let image = |seed| Canvas::image(&model.spec, frame(caption), frame(0), &params, seed).unwrap();
-    denoiser.step(model, &mut [&mut image(0)]).unwrap();
+    Canvas::image(spec, frame(caption), frame(0), &params, seed).unwrap()
+}
+
+/// What is gained on `images` that are drawn together, the first ones or, if `later`, after another one. The naive loop has
+/// two sequences of `naive` rows each, every layer and the whole head for all of them, at every step.
+fn gain(model: &Counting, later: bool, images: u64, steps: usize, caption: usize, naive: u64) -> Gain {
+    let mut denoiser = Denoiser::default();
+    if later {
+        denoiser.step(model, &mut [&mut guided(&model.spec, steps, caption, 0)]).unwrap();
+    }
     model.products.store(0, SeqCst);
     model.row_layers.store(0, SeqCst);
-    let mut canvases: Vec<Canvas> = (0..images).map(image).collect();
+    let mut canvases: Vec<Canvas> = (0..images).map(|seed| guided(&model.spec, steps, caption, seed)).collect();
     while canvases.iter().any(|canvas| canvas.finish().is_none()) {
         let mut batch: Vec<&mut Canvas> = canvases.iter_mut().filter(|c| c.finish().is_none()).collect();
         denoiser.step(model, &mut batch).unwrap();
@@ -234,9 +240,38 @@ fn a_guided_image_of_mmada_takes_two_thirds_of_the_naive_row_layers() {
     let shape = Shape { layers: 32, layer: 4 * d * d + 3 * d * mlp, keys: 2 * d * d, id: d };
     let image = ImageSpec { codes: text..text + codes, grid: (32, 32) };
     let model = Counting::new(image, (text + codes) as usize, 2048, shape);
-    let gain = gain(&model, 1, 15, 30, 512 + 1024 + 3);
-    println!("MMaDA, 15 steps: {gain:?}");
-    assert!(gain.products >= 1.5 && gain.row_layers >= 1.5, "{gain:?}");
+    let gain = |later, steps| gain(&model, later, 1, steps, 30, 512 + 1024 + 3);
+    // The first one after a start, in few steps.
+    let first = gain(false, 4);
+    assert!(first.products >= 1.5, "{first:?}");
+    let (first, later) = (gain(false, 15), gain(true, 15));
+    println!("MMaDA, 15 steps: the first {first:?}, later {later:?}");
+    assert!(first.products >= 1.5 && later.products > first.products && later.row_layers >= 1.5, "{first:?} {later:?}");
+}
+
+/// What would take more memory than there is for what is memoised is not begun, and does not cost the others theirs.
+#[test]
+fn what_is_too_large_to_memoise_leaves_what_is() {
+    let (codes, text) = (8192, 126_464);
+    let shape = Shape { layers: 1, layer: 1, keys: 1, id: 1 };
+    let image = ImageSpec { codes: text..text + codes, grid: (8, 8) };
+    let mut model = Counting::new(image, (text + codes) as usize, 2048, shape);
+    model.spec.text_ids = 0..text;
+    let mut denoiser = Denoiser::default();
+    let mut rows = |mut canvas: Canvas| denoiser.step(&model, &mut [&mut canvas]).unwrap().batch.rows();
+    let picture = || guided(&model.spec, 4, 5, 0);
+    let params = |max_tokens| TextParams { max_tokens, steps: 1, block_length: max_tokens, ..quiet() };
+    let text = |max_tokens| {
+        let params = TextParams { guidance_scale: 1.0, ..params(max_tokens) };
+        Canvas::text(&model.spec, given(&[1, 2, 3]), Some(&[4]), &params, 0).unwrap()
+    };
+    let (first, known) = (rows(picture()), rows(picture()));
+    assert_eq!(first - known, 3 + 64 + 1, "the unconditional side");
+    // 140 rows of 126,464 logits are 71 MB, 20 are 10.
+    assert_eq!((rows(text(140)), rows(text(140))), (143 + 141, 143 + 141));
+    assert_eq!(rows(picture()), known);
+    assert_eq!((rows(text(20)), rows(text(20))), (23 + 21, 23));
+    assert_eq!(rows(picture()), known);
 }
 
 /// The built-in model has no padding to leave out and few ids: what is left are the last layer and the head.
@@ -246,8 +281,8 @@ fn a_guided_image_of_the_built_in_model_takes_fewer_products_too() {
     let shape = || Shape { layers: 6, layer: 4 * d * d + 3 * d * mlp, keys: 2 * d * d, id: d };
     let image = || ImageSpec { codes: text..text + codes, grid: (8, 8) };
     let model = || Counting::new(image(), (text + codes) as usize, 1024, shape());
-    let one = gain(&model(), 1, 64, 5, 5 + 3 + 64 + 1);
-    let four = gain(&model(), 4, 8, 5, 5 + 3 + 64 + 1);
+    let gain = |images, steps| gain(&model(), false, images, steps, 5, 5 + 3 + 64 + 1);
+    let (one, four) = (gain(1, 64), gain(4, 8));
     println!("built in: one in 64 steps {one:?}, four in eight {four:?}");
     assert!(one.products > 1.15 && four.products > 1.25, "{one:?} alone, {four:?} as one of four in eight steps");
     assert!(one.row_layers > 1.1 && four.row_layers > 1.2, "{one:?} alone, {four:?} as one of four in eight steps");

@@ -61,7 +61,7 @@ impl Probe {
         Ok(self.client.generate(self.task.route(), &body).await?.1)
     }
 
-    /// Latencies of `n` requests, with the same pauses as while it trains: an engine that has rested can be slower, with and
+    /// Latencies of `n` requests, with the same pauses as while it trains: after them a machine can be slower, with and
     /// without learning.
     ///
     /// # Errors
